@@ -1,0 +1,1 @@
+"""What ``orun generate`` writes, each derived from the command tree or the settings."""

@@ -1,0 +1,75 @@
+"""The entry of the runtime's process: options in, exit code out, every error said once."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from typing import Any, NoReturn
+
+from orun import settings_file
+from orun.errors import OrunError
+from orun.runtime.launch import READY_FD, Options
+
+
+def main() -> NoReturn:
+    """Run until the end and exit with its code."""
+    options = Options(**json.loads(sys.argv[1]))
+    ready = Ready(os.environ.pop(READY_FD, ""))
+    try:
+        code = asyncio.run(_run(options, ready))
+    except OrunError as error:
+        ready.failed(error)
+        code = error.code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Not by returning: a thread that hangs in a system call must not keep a runtime that has said its last word.
+    os._exit(code)
+
+
+async def _run(options: Options, ready: Ready) -> int:
+    from orun.runtime.live import show
+    from orun.runtime.runtime import Runtime
+
+    settings = settings_file.load(file=options.settings_file, overrides=options.settings).settings
+    runtime = Runtime(options, settings)
+    if options.live:
+        return await show(runtime, ready.succeeded)
+    echo = _say if options.foreground and not options.quiet else None
+    return await runtime.run(ready.succeeded, echo)
+
+
+class Ready:
+    """Tells whoever started the runtime that it is ready, or why it will not be."""
+
+    def __init__(self, fd: str) -> None:
+        self._fd = int(fd) if fd else None
+        if self._fd is not None:
+            os.set_inheritable(self._fd, False)
+
+    def succeeded(self, document: dict[str, Any]) -> None:
+        """It serves."""
+        self._send({"ok": True, **document})
+
+    def failed(self, error: OrunError) -> None:
+        """It ends; said on standard error too when nobody waits for the message."""
+        if self._fd is not None:
+            self._send({"ok": False, "code": error.code, "message": error.message, "hint": error.hint})
+            return
+        _say(f"error: {error.message}")
+        if error.hint:
+            _say(f"hint: {error.hint}")
+
+    def _send(self, message: dict[str, Any]) -> None:
+        if self._fd is not None:
+            os.write(self._fd, json.dumps(message).encode() + b"\n")
+            os.close(self._fd)
+            self._fd = None
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+

@@ -1,0 +1,146 @@
+"""What the runtime tells: its log, its recent events, the status document, and where it can be found.
+
+Everything worth telling goes through ``logging`` once. A handler writes it to ``logs/runtime.log``, keeps
+the latest as the events of the status document, and in the foreground passes it on as plain lines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, final
+
+from orun.runtime.agents import AgentHost
+from orun.runtime.logfile import LogFile
+from orun.settings import LogSettings
+from orun.store.layout import StateDir
+
+SCHEMA = 1
+EVENTS_KEPT = 100
+
+
+@final
+class Events(logging.Handler):
+    """Keeps what was logged: all of it in a file, the latest in memory."""
+
+    def __init__(self, state: StateDir, settings: LogSettings) -> None:
+        super().__init__(logging.INFO)
+        self.latest: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
+        self.echo: Callable[[str], None] | None = None
+        self._file = LogFile(Path(state.log_file("runtime")), settings, lambda trouble: None)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Take one record."""
+        text = record.getMessage()
+        if record.exc_info:
+            text = f"{text}\n{logging.Formatter().formatException(record.exc_info)}"
+        stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
+        self._file.write(f"{stamp} {record.levelname.lower()} {text}\n".encode())
+        self.latest.append({"time": record.created, "text": text})
+        if self.echo is not None:
+            self.echo(f"{stamp} {text}")
+
+    def close(self) -> None:
+        """Write no more."""
+        self._file.close()
+        super().close()
+
+
+@final
+class Rates:
+    """Requests per second, from one status document to the next."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, tuple[float, int, float]] = {}
+
+    def of(self, name: str, requests: int) -> float:
+        """The rate since the last look, or the last rate when that was a moment ago."""
+        now = time.monotonic()
+        at, before, rate = self._last.get(name, (now, requests, 0.0))
+        if now - at >= 0.5:
+            rate = max(0, requests - before) / (now - at)
+            at, before = now, requests
+        self._last[name] = (at, before, rate)
+        return rate
+
+
+def agent_document(host: AgentHost, node: Mapping[str, Any], position: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
+    """One agent in the status document. ``node`` is its worker's place in the supervision tree."""
+    page = host.page
+    requests = page.requests
+    return {
+        "name": host.name,
+        "pid": node["pid"],
+        "state": node["state"],
+        "detail": None if node["last_error"] is None or node["state"] == "running" else node["last_error"]["text"],
+        "restarts": node["restarts"],
+        "version": host.version,
+        "path": host.path,
+        "handlers": host.handlers,
+        "socket": str(host.socket_path),
+        "standby": host.standby_pid,
+        "template": host.template_pid,
+        "lsn": max(position["last_lsn"], page.last_lsn),
+        "durable_lsn": position["durable_lsn"],
+        "epoch": position["epoch"],
+        "log_bytes": position["log_bytes"],
+        "last_checkpoint": position["last_checkpoint"],
+        "requests": requests,
+        "errors": page.errors,
+        "busy": page.busy,
+        "queued": page.queue_depth,
+        "in_flight": page.in_flight,
+        "requests_per_s": round(rates.of(host.name, requests), 1),
+        "p50_ms": page.quantile(0.5) / 1e6 if requests else None,
+        "p99_ms": page.quantile(0.99) / 1e6 if requests else None,
+        "last_restart_ms": host.last_restart_ms,
+        "last_error": node["last_error"],
+    }
+
+
+def tree_document(node: Mapping[str, Any], extra: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """The supervision tree as it is shown. ``extra`` adds processes below a child, by its id."""
+    children = [tree_document(child, extra) for child in node.get("children", ())]
+    children += extra.get(node["id"], [])
+    error = node.get("last_error")
+    return {
+        "name": node["id"],
+        "kind": node.get("strategy", "") if node["type"] == "supervisor" else "",
+        "pid": node["pid"],
+        "state": node["state"],
+        "restarts": node["restarts"],
+        "detail": "" if error is None else f"last: {error['text'].splitlines()[0]}",
+        "children": children,
+    }
+
+
+def write_runtime_file(state: StateDir, document: dict[str, Any]) -> None:
+    """Say where clients find this runtime; whole or not at all."""
+    temporary = state.runtime_file.with_suffix(".part")
+    temporary.write_text(json.dumps(document), encoding="utf-8")
+    os.replace(temporary, state.runtime_file)
+
+
+def runtime_document(state: StateDir, started: float, http: str | None, hosts: Iterable[AgentHost]) -> dict[str, Any]:
+    """The content of ``run/runtime.json``."""
+    return {
+        "schema": SCHEMA,
+        "pid": guard_pid(),
+        "runtime_pid": os.getpid(),
+        "started": started,
+        "control": str(state.control_socket),
+        "http": http,
+        "agents": [
+            {"name": host.name, "socket": str(host.socket_path), "handlers": host.handlers} for host in hosts
+        ],
+    }
+
+
+def guard_pid() -> int:
+    """The process that stands for the whole tree: the guard, or this one when it runs without."""
+    return int(os.environ.get("ORUN_GUARD_PID", os.getpid()))

@@ -1,0 +1,232 @@
+"""A worker's life: stand by, take over, serve, hand over.
+
+A standby has everything loaded and the store open, and waits. Told to activate, it replays the log,
+opens its journal and serves; so the way from one worker's death to its successor's first reply holds
+no import, no fork and no load of state. ``template`` is the process that standbys are forked from: it
+has executed the agent's program once and shares its memory with all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import faulthandler
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import Any, NoReturn, final
+
+from orun.engine.journal import JournalWriter
+from orun.engine.pages import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING, AgentPage, ticker_run
+from orun.errors import OrunError
+from orun.settings import AgentSettings
+from orun.store.layout import StateDir
+from orun.store.reader import AgentReader
+from orun.store.records import Kind
+from orun.worker import forkserver, wire
+from orun.worker.agent import Agent
+from orun.worker.executor import Executor
+from orun.worker.program import load, load_snapshot
+from orun.worker.replay import Takeover, replay
+from orun.worker.service import Service
+
+TICK_S = 0.25
+SHED_PER_TURN = 200
+EXIT_LOST = 75
+"""A worker that another one has replaced, or that cannot go on (EX_TEMPFAIL)."""
+EXIT_DAMAGED = 12
+MESSAGE_BYTES_MAX = 1 << 16
+
+_loaded: list[Agent] = []
+"""The agent that this process, a template, has loaded; what it forks finds it here."""
+
+
+def template(args: dict[str, Any], fds: dict[str, int]) -> None:
+    """Load an agent's program, say what it is, and fork workers of it until told to end."""
+    report = socket.socket(fileno=fds["report"])
+    try:
+        agent = load(load_snapshot(args["home"]))
+    except OrunError as error:
+        report.send(wire.pack({"ok": False, "code": error.code, "message": error.message, "hint": error.hint}))
+        os._exit(error.code)
+    _loaded.append(agent)
+    threads = threading.active_count() - 1
+    handlers = list(agent.handlers)
+    report.send(wire.pack({"ok": True, "agent": agent.name, "handlers": handlers, "threads": threads}))
+    report.close()
+    forkserver.serve(fds["control"])
+
+
+def worker(args: dict[str, Any], fds: dict[str, int]) -> None:
+    """Be one worker, from standby to the end."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable(file=fds["dump"], all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=fds["dump"], all_threads=True)
+    agent = _loaded[0] if _loaded else load(load_snapshot(args["home"]))
+    gc.enable()
+    code = asyncio.run(Worker(agent, args, fds).run())
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+@final
+class Worker:
+    """One worker process."""
+
+    def __init__(self, agent: Agent, args: dict[str, Any], fds: dict[str, int]) -> None:
+        self._agent = agent
+        self._settings = AgentSettings(**args["settings"])
+        self._version: str = args["version"]
+        self._state = StateDir(args["state_dir"])
+        self._wake_fd = fds["wake"]
+        self._listening = socket.socket(fileno=fds["listen"])
+        self._control = socket.socket(fileno=fds["control"])
+        self._page = AgentPage.attach(fds["page"])
+        self._service: Service | None = None
+        self._blocks_shed_scheduled = False
+        self._ended: asyncio.Future[int]
+
+    async def run(self) -> int:
+        """Stand by, then do what the runtime says. Returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._ended = loop.create_future()
+        self._reader = AgentReader(self._state, self._agent.name)
+        self._control.setblocking(False)
+        loop.add_reader(self._control.fileno(), self._on_control)
+        loop.add_signal_handler(signal.SIGTERM, self._drain)
+        self._say({"op": "standing", "pid": os.getpid()})
+        return await self._ended
+
+    def _on_control(self) -> None:
+        try:
+            data, fds, _, _ = socket.recv_fds(self._control, MESSAGE_BYTES_MAX, 4)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # The runtime is gone: nobody would record what is done from here on.
+            os._exit(EXIT_LOST)
+        message = wire.unpack(data)
+        if message["op"] == "activate":
+            self._activation = asyncio.get_running_loop().create_task(self._activate(message, fds[0]))
+            self._activation.add_done_callback(self._activated)
+        elif message["op"] == "drain":
+            self._drain()
+
+    def _activated(self, task: asyncio.Task[None]) -> None:
+        error = task.exception()
+        if isinstance(error, OrunError):
+            self._say({"op": "failed", "code": error.code, "message": error.message, "hint": error.hint})
+            self._end(EXIT_DAMAGED)
+        elif error is not None:
+            raise error
+
+    async def _activate(self, message: dict[str, Any], notify_fd: int) -> None:
+        """Take over: replay, open the journal, serve."""
+        loop = asyncio.get_running_loop()
+        started = time.monotonic()
+        self._start_ticks()
+        self._page.phase = PHASE_REPLAYING
+        takeover = replay(self._reader, self._settings.cache_bytes, self._progress)
+        replayed = time.monotonic()
+        journal = JournalWriter.open(message["ring"])
+        reason = message["reason"]
+        journal.append(Kind.EPOCH, wire.pack({"version": self._version, "reason": reason}))
+        executor = self._build(takeover, journal)
+        os.set_blocking(notify_fd, False)
+        loop.add_reader(notify_fd, self._on_published, notify_fd, journal, executor)
+        assert self._service is not None
+        for unanswered in takeover.unanswered:
+            self._service.redeliver(unanswered)
+        await self._service.listen(self._listening)
+        self._page.phase = PHASE_SERVING
+        self._say(
+            {
+                "op": "serving",
+                "records": takeover.records,
+                "unanswered": len(takeover.unanswered),
+                "replay_ms": (replayed - started) * 1000,
+                "total_ms": (time.monotonic() - started) * 1000,
+            }
+        )
+
+    def _build(self, takeover: Takeover, journal: JournalWriter) -> Executor:
+        service = Service(self._agent, self._settings, takeover.answers)
+        wake_needed = journal.wake_needed
+
+        def wake_recorder(waiting: bool) -> None:
+            if wake_needed(waiting):
+                os.eventfd_write(self._wake_fd, 1)
+
+        executor = Executor(
+            self._agent,
+            self._settings,
+            takeover.blocks,
+            takeover.answers,
+            journal,
+            self._page,
+            wake_recorder=wake_recorder,
+            answered=service.answered,
+            abandon=self._abandon,
+        )
+        service.attach(executor, self._reader.reply_for)
+        self._service = service
+        return executor
+
+    def _start_ticks(self) -> None:
+        # The ticker is a foreign call that never takes the GIL: it goes on under a handler that holds it,
+        # and stands still only when the whole process does.
+        self._page.handler_start_ns = 0
+        self._page.pid = os.getpid()
+        threading.Thread(target=ticker_run, args=(self._page, int(TICK_S * 1000)), daemon=True).start()
+        self._tick()
+
+    def _tick(self) -> None:
+        self._page.loop_ns = time.monotonic_ns()
+        asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _progress(self, records: int) -> None:
+        self._page.progress_done = records
+
+    def _on_published(self, notify_fd: int, journal: JournalWriter, executor: Executor) -> None:
+        try:
+            os.eventfd_read(notify_fd)
+        except BlockingIOError:
+            return
+        executor.on_durable()
+        executor.blocks.rebase(journal.checkpoint_lsn)
+        if executor.blocks.shedding and not self._blocks_shed_scheduled:
+            self._blocks_shed_scheduled = True
+            asyncio.get_running_loop().call_soon(self._shed, executor)
+
+    def _shed(self, executor: Executor) -> None:
+        executor.blocks.shed(SHED_PER_TURN)
+        self._blocks_shed_scheduled = executor.blocks.shedding
+        if self._blocks_shed_scheduled:
+            asyncio.get_running_loop().call_later(0.001, self._shed, executor)
+
+    def _drain(self) -> None:
+        if self._service is None:
+            self._end(0)
+            return
+        if not self._service.draining:
+            self._page.phase = PHASE_DRAINING
+            self._draining = asyncio.get_running_loop().create_task(self._service.drain())
+            self._draining.add_done_callback(lambda _: self._end(0))
+
+    def _say(self, message: dict[str, Any]) -> None:
+        self._control.send(wire.pack(message))
+
+    def _end(self, code: int) -> None:
+        if not self._ended.done():
+            self._ended.set_result(code)
+
+    def _abandon(self, reason: str) -> NoReturn:
+        sys.stderr.write(f"orun: this worker ends: {reason}\n")
+        sys.stderr.flush()
+        os._exit(EXIT_LOST)
