@@ -21,7 +21,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from orun.cli import quick
 
-        code = quick.shortcut(arguments)
+        code: int | None
+        if arguments[:1] == ["__names"]:
+            from orun.cli import names
+
+            code = names.show(arguments[1:])
+        else:
+            code = quick.shortcut(arguments)
         if code is None:
             from orun.cli.app import run
 

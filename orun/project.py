@@ -51,9 +51,7 @@ def read_table(path: str) -> dict[str, Any] | None:
     return table
 
 
-def find_state_dir(
-    flag: str | None, *, start: str | None = None, environ: Mapping[str, str] = os.environ
-) -> str:
+def find_state_dir(flag: str | None, *, start: str | None = None, environ: Mapping[str, str] = os.environ) -> str:
     """The state directory, absolute: the flag, ``ORUN_STATE_DIR``, the settings file, or the nearest ``.orun``.
 
     A relative path in the settings file counts from that file, so that every command finds the same directory

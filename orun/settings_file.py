@@ -134,7 +134,9 @@ def split_override(text: str) -> tuple[str, str]:
     """``section.key=value`` as its two halves."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise UsageError(f"--set takes section.key=value, not {text!r}", hint="for example --set store.checkpoints_kept=20")
+        raise UsageError(
+            f"--set takes section.key=value, not {text!r}", hint="for example --set store.checkpoints_kept=20"
+        )
     return name.strip(), value
 
 
@@ -145,7 +147,9 @@ def convert(key: Key, value: Any, place: str) -> Any:
         return _convert(key.kind, key.unit, value)
     except ValueError as error:
         reason = str(error) or f"expected {expected}"
-        raise UsageError(f"{place}: {key.name}: {reason}, got {_shown(value)}", hint=f"{key.doc[:1].lower()}{key.doc[1:]}") from None
+        raise UsageError(
+            f"{place}: {key.name}: {reason}, got {_shown(value)}", hint=f"{key.doc[:1].lower()}{key.doc[1:]}"
+        ) from None
 
 
 def describe_kind(key: Key) -> str:
@@ -196,7 +200,9 @@ def _number(kind: Any, unit: str, value: Any) -> int | float:
         except ValueError:
             raise ValueError("expected a whole number" if kind is int else "expected a number") from None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError({"bytes": "expected a size such as 4MB", "seconds": "expected a duration such as 30s"}.get(unit, ""))
+        raise ValueError(
+            {"bytes": "expected a size such as 4MB", "seconds": "expected a duration such as 30s"}.get(unit, "")
+        )
     if not math.isfinite(value):
         raise ValueError("expected a finite number")
     if kind is int and not isinstance(value, int):
@@ -297,8 +303,9 @@ def _assemble(values: Mapping[str, Any], children: tuple[ChildSettings, ...]) ->
             continue
         if is_dataclass(key.kind):
             start = key.name + "."
+            section: Any = key.kind
             own = {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
-            parts[key.name] = key.kind(**own)
+            parts[key.name] = section(**own)
         elif key.name in values:
             parts[key.name] = values[key.name]
     return Settings(**parts)

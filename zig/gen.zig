@@ -106,7 +106,7 @@ fn fnv(text: []const u8) u32 {
 }
 
 test "every exported function is declared" {
-    try std.testing.expect(std.mem.indexOf(u8, cdef, "int64_t orun_append(Producer *, uint8_t, ") != null);
+    try std.testing.expect(std.mem.indexOf(u8, cdef, "int64_t orun_append(Producer *, uint16_t, ") != null);
     try std.testing.expect(std.mem.indexOf(u8, cdef, "#define ORUN_RING_FENCED -3\n") != null);
     try std.testing.expect(std.mem.indexOf(u8, cdef, "    Cursor cursors[2];\n") != null);
     try std.testing.expectEqual(fnv(cdef), api.orun_abi());

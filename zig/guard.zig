@@ -267,7 +267,7 @@ fn describe(buffer: []u8, ended: Ended, heartbeat_ms: u64) []const u8 {
             if (std.enums.tagName(SIG, signal) == null) "a signal" else "SIG",
             std.enums.tagName(SIG, signal) orelse "",
         }) catch unreachable, // the longest name is short
-        .silent => std.fmt.bufPrint(buffer, "silent for {d} ms", .{heartbeat_ms}) catch unreachable,
+        .silent => std.fmt.bufPrint(buffer, "silent for {d} ms", .{heartbeat_ms}) catch unreachable, // short
     };
 }
 
@@ -294,7 +294,8 @@ fn listen(blocked: *linux.sigset_t) ?sys.fd_t {
 /// The standard streams must be open, or what we open next would take their place.
 fn openStandardStreams() bool {
     while (true) {
-        const opened = sys.value(linux.open("/dev/null", .{ .ACCMODE = .RDWR, .CLOEXEC = true }, 0)) orelse return false;
+        const rc = linux.open("/dev/null", .{ .ACCMODE = .RDWR, .CLOEXEC = true }, 0);
+        const opened = sys.value(rc) orelse return false;
         if (opened > 2) {
             sys.close(@intCast(opened));
             return true;

@@ -17,10 +17,7 @@ pub const bucket_count = (64 - sub_bits + 1) * sub_count;
 pub const Page = extern struct {
     magic: u64,
     version: u64,
-    /// Non-zero ends the ticker; a futex.
-    stop: u32,
-    _reserved0: u32,
-    _reserved1: [5]u64,
+    _reserved: [6]u64,
     // The slots, in the order in which orun/engine/pages.py documents them. Append only.
     native_ns: u64,
     loop_ns: u64,
@@ -108,17 +105,18 @@ pub fn quantile(page: *const Page, millionths: u64) u64 {
     return max;
 }
 
-/// Store the time every `interval_ms` until the page's stop word is set. It needs no GIL, so it tells
-/// a process that is frozen from one whose Python code does not come to an end.
-pub fn tick(page: *Page, interval_ms: u32) void {
+/// Store the time every `interval_ms` until `stop` is set. It needs no GIL, so it tells a process that
+/// is frozen from one whose Python code does not come to an end. `stop` is the process's own word, not
+/// one of the page: during a reload two processes write to one page.
+pub fn tick(page: *Page, stop: *const u32, interval_ms: u32) void {
     assert(interval_ms > 0);
     const pause: linux.timespec = .{
         .sec = interval_ms / std.time.ms_per_s,
         .nsec = @as(isize, interval_ms % std.time.ms_per_s) * std.time.ns_per_ms,
     };
-    while (@atomicLoad(u32, &page.stop, .acquire) == 0) {
+    while (@atomicLoad(u32, stop, .acquire) == 0) {
         @atomicStore(u64, &page.native_ns, clock.monotonicNs(), .release);
-        const rc = linux.futex_4arg(&page.stop, .{ .cmd = .WAIT, .private = false }, 0, &pause);
+        const rc = linux.futex_4arg(stop, .{ .cmd = .WAIT, .private = true }, 0, &pause);
         switch (linux.errno(rc)) {
             .SUCCESS, .AGAIN, .INTR, .TIMEDOUT => {},
             else => unreachable, // the address is mapped and aligned, the timeout is in range
@@ -126,10 +124,10 @@ pub fn tick(page: *Page, interval_ms: u32) void {
     }
 }
 
-pub fn stopTicker(page: *Page) void {
-    @atomicStore(u32, &page.stop, 1, .release);
-    const waiters_max = 16;
-    const rc = linux.futex_3arg(&page.stop, .{ .cmd = .WAKE, .private = false }, waiters_max);
+pub fn stopTicker(stop: *u32) void {
+    @atomicStore(u32, stop, 1, .release);
+    const waiters_max = 1;
+    const rc = linux.futex_3arg(stop, .{ .cmd = .WAKE, .private = true }, waiters_max);
     assert(linux.errno(rc) == .SUCCESS);
 }
 
@@ -160,13 +158,14 @@ test "quantiles of a known distribution" {
 test "the ticker ticks until it is stopped" {
     var page: Page = undefined;
     init(&page);
-    const thread = try std.Thread.spawn(.{}, tick, .{ &page, 1 });
+    var stop: u32 = 0;
+    const thread = try std.Thread.spawn(.{}, tick, .{ &page, &stop, 1 });
     const first = while (true) {
         const seen = @atomicLoad(u64, &page.native_ns, .acquire);
         if (seen != 0) break seen;
     };
     while (@atomicLoad(u64, &page.native_ns, .acquire) == first) {}
-    stopTicker(&page);
+    stopTicker(&stop);
     thread.join();
     try std.testing.expectEqual(Status.ok, check(&page, @sizeOf(Page)));
     try std.testing.expectEqual(Status.page_header, check(&page, @sizeOf(Page) - 1));

@@ -59,11 +59,11 @@ pub const Ring = extern struct {
     wanted_lsn: u64,
     claimed: u32,
     _reserved1: [44]u8,
-    // Written by the consumer when it releases. Two slots: a crash between the words of one leaves the other.
+    // Written by the consumer when it releases: two slots, so that a crash between words leaves one whole.
     cursors: [2]Cursor,
     active: u32,
     _reserved2: [12]u8,
-    // Written by the consumer, read by the producer at every append; apart from the cursors, which move more often.
+    // Written by the consumer, read by the producer at every append; the cursors above move more often.
     // The producer takes `wake_mode` back to draining when it is the one to wake the consumer.
     durable_lsn: u64,
     checkpoint_lsn: u64,
@@ -90,7 +90,8 @@ pub const Ring = extern struct {
 
 /// The producer's own memory.
 pub const Producer = extern struct {
-    ring: *Ring,
+    /// Null once the mapping has gone.
+    ring: ?*Ring,
     capacity: u64,
     tail: u64,
     /// The last head seen: the room is at least what it says.
@@ -168,7 +169,7 @@ pub fn openProducer(ring: *Ring, size: u64, producer: *Producer) Status {
 /// Frame one record and publish it. On ring_fenced the record may be in the ring, but must not be
 /// acknowledged; the producer is at its end.
 pub fn append(producer: *Producer, kind: u8, flags: u8, ref: u64, payload: []const u8) Status {
-    const ring = producer.ring;
+    const ring = producer.ring orelse return .invalid_argument;
     assert(producer.capacity >= capacity_min);
     assert(producer.tail % record.alignment == 0);
     if (kind >= 32) return .invalid_argument;
@@ -195,7 +196,7 @@ pub fn append(producer: *Producer, kind: u8, flags: u8, ref: u64, payload: []con
     };
     const crc = record.seal(&header, payload);
     assert(header.size == size);
-    put(producer, &header, payload);
+    put(ring.data()[0..@intCast(producer.capacity)], producer.tail, &header, payload);
     // Publishes the record: pairs with the load of tail in pending().
     @atomicStore(u64, &ring.tail, producer.tail + size, .seq_cst);
     // Pairs with seal(): the store above and this load must not change places.
@@ -213,7 +214,7 @@ pub fn payloadMax(capacity: u64) u64 {
 /// The producer asks, after an append, whether it must wake the consumer. It is told so once per
 /// sleep: many appends make one system call. `waiting`: somebody waits for the last record to be durable.
 pub fn claimWake(producer: *Producer, waiting: bool) bool {
-    const ring = producer.ring;
+    const ring = producer.ring orelse return false;
     // Pairs with setWakeMode(): either it sees what is wanted, or we see its mode.
     if (waiting) @atomicStore(u64, &ring.wanted_lsn, producer.next_lsn - 1, .seq_cst);
     const mode: WakeMode = @fromBackingInt(@atomicLoad(u32, &ring.wake_mode, .seq_cst));
@@ -227,9 +228,8 @@ pub fn claimWake(producer: *Producer, waiting: bool) bool {
     return @atomicRmw(u32, &ring.wake_mode, .Xchg, draining, .seq_cst) != draining;
 }
 
-fn put(producer: *const Producer, header: *const record.Header, payload: []const u8) void {
-    const data = producer.ring.data()[0..@intCast(producer.capacity)];
-    const at: usize = @intCast(producer.tail & (producer.capacity - 1));
+fn put(data: []u8, tail: u64, header: *const record.Header, payload: []const u8) void {
+    const at: usize = @intCast(tail & (data.len - 1));
     if (at + header.size <= data.len) {
         const out = data[at..][0..header.size];
         @memcpy(out[0..record.header_size], std.mem.asBytes(header));

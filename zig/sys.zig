@@ -43,7 +43,8 @@ pub fn setSubreaper(on: bool) void {
 /// One line on stderr. It may be closed or a terminal that has gone: then nobody wants to read it.
 pub fn say(comptime format: []const u8, arguments: anytype) void {
     var buffer: [512]u8 = undefined;
-    const line = std.fmt.bufPrint(&buffer, "orun-guard: " ++ format ++ "\n", arguments) catch "orun-guard: (line too long)\n";
+    const whole = "orun-guard: " ++ format ++ "\n";
+    const line = std.fmt.bufPrint(&buffer, whole, arguments) catch "orun-guard: (a line too long to print)\n";
     _ = linux.write(2, line.ptr, line.len);
 }
 

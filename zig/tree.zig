@@ -111,7 +111,8 @@ fn killIfCarries(pid: pid_t, token: *const Token) bool {
 /// Does this process have the token in its environment? A zombie has none.
 fn carries(pid: pid_t, token: *const Token) bool {
     var path: [32]u8 = undefined;
-    const name = std.fmt.bufPrintSentinel(&path, "/proc/{d}/environ", .{pid}, 0) catch unreachable; // 32 bytes hold any pid
+    // 32 bytes hold any pid.
+    const name = std.fmt.bufPrintSentinel(&path, "/proc/{d}/environ", .{pid}, 0) catch unreachable; // see above
     const opened = sys.value(linux.open(name, .{ .CLOEXEC = true }, 0)) orelse return false;
     const fd: sys.fd_t = @intCast(opened);
     defer sys.close(fd);

@@ -23,9 +23,10 @@ def _backup(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Write the latest state of every agent to a portable archive, while they run or not.
+    """Write the state of every agent to one file.
 
-    `orun restore --from FILE` reads it back, on this machine or another.
+    A portable archive of the latest state, made while the agents run or not. `orun restore --from FILE` reads it
+    back, on this machine or another.
     """
     import os
 

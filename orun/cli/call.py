@@ -42,11 +42,13 @@ def _call(
     state_dir: StateDir = None,
     json: Json = False,
 ) -> int:
-    """Send a request to the running agent and print its reply as JSON.
+    """Send a request to a running agent.
 
-    The request waits through restarts of the agent and is never executed twice. An agent that is busy is asked
-    again until the time is up. With --lines many requests are under way at once and the replies keep the order;
-    a request that fails becomes a line {"error": ...} and the exit code 1.
+    Prints the reply as JSON. The request waits through restarts of the agent and is never executed twice. An agent
+    that is busy is asked again until the time is up.
+
+    With --lines many requests are under way at once and the replies keep the order; a request that fails becomes a
+    line {"error": ...}, and the exit code is 1.
     """
     return quick.call(
         handler, payload, agent=agent, key=key, timeout=timeout, lines=lines, state_dir=state_dir, json=json

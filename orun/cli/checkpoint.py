@@ -15,7 +15,9 @@ TIMEOUT = "60s"
 def register(app: typer.Typer) -> None:
     """Add the commands to the tree."""
     group = typer.Typer(no_args_is_help=True, help="Make, list, show and verify checkpoints.")
-    group.command("create", epilog=examples("orun checkpoint create", "orun checkpoint create --json | jq -r .id"))(_create)
+    group.command("create", epilog=examples("orun checkpoint create", "orun checkpoint create --json | jq -r .id"))(
+        _create
+    )
     group.command("list", epilog=examples("orun checkpoint list"))(_list)
     group.command("show", epilog=examples("orun checkpoint show latest", "orun checkpoint show counter-1042"))(_show)
     group.command("verify", epilog=examples("orun checkpoint verify", "orun checkpoint verify previous"))(_verify)

@@ -12,9 +12,9 @@ from orun.cli.options import Json, Quiet, StateDir, examples
 
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
-    app.command("config", epilog=examples("orun config", "orun config --check", "ORUN_STORE_CHECKPOINTS_KEPT=20 orun config"))(
-        _config
-    )
+    app.command(
+        "config", epilog=examples("orun config", "orun config --check", "ORUN_STORE_CHECKPOINTS_KEPT=20 orun config")
+    )(_config)
 
 
 def _config(
@@ -26,7 +26,9 @@ def _config(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Print every setting with its value and its origin: a flag, a variable, the file and line, or the default.
+    """Print the settings and where each comes from.
+
+    The origin is a flag, a variable, the file and line, or the default.
 
     Flags beat variables (ORUN_SECTION_KEY), which beat orun.toml or [tool.orun] in pyproject.toml; the nearest
     file upwards from here counts. Exits with 2 when a setting cannot be used.

@@ -41,7 +41,9 @@ def table(loaded: settings_file.Loaded) -> str:
         (name, shown(key, value(loaded.settings, name)), loaded.origins[name])
         for name, key in settings_file.keys().items()
     ]
-    rows += [(f"children.{child.name}", " ".join(child.command), loaded.file or "") for child in loaded.settings.children]
+    rows += [
+        (f"children.{child.name}", " ".join(child.command), loaded.file or "") for child in loaded.settings.children
+    ]
     return output.table(("setting", "value", "from"), rows, styled=output.colour(sys.stdout))
 
 

@@ -11,6 +11,9 @@ def confirm(question: str, *, yes: bool) -> None:
     if yes:
         return
     if not output.can_ask():
-        raise UsageError("this needs a confirmation, and there is no terminal to ask on", hint="add --yes; --dry-run where offered shows what would happen")
+        raise UsageError(
+            "this needs a confirmation, and there is no terminal to ask on",
+            hint="add --yes; --dry-run where offered shows what would happen",
+        )
     if not output.ask(question):
         raise OrunError("not confirmed; nothing was changed")

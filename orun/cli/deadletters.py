@@ -18,7 +18,9 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="List, show, retry and drop requests that were set aside.")
     group.command("list", epilog=examples("orun deadletters list"))(_list)
     group.command("show", epilog=examples("orun deadletters show counter-1042"))(_show)
-    group.command("retry", epilog=examples("orun deadletters retry counter-1042", "orun deadletters retry --all"))(_retry)
+    group.command("retry", epilog=examples("orun deadletters retry counter-1042", "orun deadletters retry --all"))(
+        _retry
+    )
     group.command("drop", epilog=examples("orun deadletters drop --all --yes"))(_drop)
     app.add_typer(group, name="deadletters")
 
@@ -39,7 +41,10 @@ def _show(
     state_dir: StateDir = None,
     json: Json = False,
 ) -> None:
-    """Show one request: its payload, its attempts, and the stack dumps that were kept."""
+    """Show one request that was set aside.
+
+    Its payload, its attempts, and the stack dumps that were kept.
+    """
     from orun.cli import offline, shown
 
     document = offline.perform(state_dir, "deadletters_show", {"id": id_})

@@ -10,13 +10,15 @@ from orun.cli.options import Json, StateDir, examples
 
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
-    app.command("doctor", epilog=examples("orun doctor", "orun doctor --json | jq '.checks[] | select(.state != \"ok\")'"))(
-        _doctor
-    )
+    app.command(
+        "doctor", epilog=examples("orun doctor", "orun doctor --json | jq '.checks[] | select(.state != \"ok\")'")
+    )(_doctor)
 
 
 def _doctor(state_dir: StateDir = None, json: Json = False) -> int:
-    """Check the kernel, the engine, the disk, limits, and the state directory.
+    """Check that this machine can run orun well.
+
+    Looks at the kernel, the engine, the disk, limits and the state directory.
 
     Each check is ok, warn or fail, with what it costs and how to mend it. Exits with 1 when one fails.
     """

@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def _info(json: Json = False) -> None:
-    """Show the engine's version, source hash, target and where it is kept."""
+    """Show which engine there is and where it is kept."""
     from orun.cli import shown
     from orun.engine import build
 
@@ -35,14 +35,17 @@ def _build(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Build the engine for this machine into the cache, unless it is there.
+    """Build the engine for this machine.
 
-    `orun run` does the same when it has to; this command is for images and first checks. Exits with 13 when it
+    It is kept in the cache, and built only when it is not there. `orun run` does the same when it has to; this command is for images and first checks. Exits with 13 when it
     cannot be built.
     """
     from orun.engine import build
 
-    build.ensure(progress=output.progress(quiet=quiet), force=force)
+    progress = output.progress(quiet=quiet)
+    if force and build.info()["source"] == "cache":
+        build.discard(build.ensure())
+    build.ensure(progress)
     document = build.info()
     if json:
         output.document(document)

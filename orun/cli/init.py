@@ -20,7 +20,9 @@ def register(app: typer.Typer) -> None:
 
 
 def _init(
-    name: Annotated[str | None, typer.Argument(metavar="NAME", help="The folder to make; its name names the agent.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="The folder to make; its name names the agent.")
+    ] = None,
     template: Annotated[
         str, typer.Option("--template", "-t", metavar="NAME", help="Which template to start from.")
     ] = TEMPLATE_DEFAULT,
@@ -28,9 +30,10 @@ def _init(
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a runnable project: an agent, its orun.toml, a README and a test.
+    """Make a runnable project from a template.
 
-    Files that exist are never overwritten: then nothing is written at all.
+    It has an agent, its orun.toml, a README and a test that starts it. Files that exist are never overwritten: then
+    nothing is written at all.
     """
     from orun.cli import scaffold
     from orun.errors import UsageError
@@ -50,4 +53,4 @@ def _init(
         return
     for file in written.files:
         output.note(f"created {name.rstrip('/')}/{file}", quiet=quiet)
-    output.note(f"next: cd {name} && orun run --detach, then see README.md", quiet=quiet)
+    output.note(f"next: cd {name} && orun run --detach, then see its README.md", quiet=quiet)

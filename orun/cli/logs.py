@@ -15,7 +15,9 @@ POLL_S = 0.2
 
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
-    app.command("logs", epilog=examples("orun logs -f", "orun logs counter --lines 200", "orun logs runtime --since 10m"))(_logs)
+    app.command(
+        "logs", epilog=examples("orun logs -f", "orun logs counter --lines 200", "orun logs runtime --since 10m")
+    )(_logs)
 
 
 def _logs(
@@ -23,7 +25,9 @@ def _logs(
         str | None, typer.Argument(metavar="[NAME]", help="An agent, a child or runtime; all by default.")
     ] = None,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with what comes.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", metavar="N", min=0, help="The last lines of each log.")] = LINES_SHOWN,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", metavar="N", min=0, help="The last lines of each log.")
+    ] = LINES_SHOWN,
     since: Annotated[
         str | None, typer.Option("--since", metavar="TIME", help="Nothing older: an age such as 10m, or an ISO time.")
     ] = None,

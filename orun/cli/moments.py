@@ -11,14 +11,14 @@ from orun.units import parse_duration
 
 
 def parse_moment(text: str, *, now: float | None = None) -> dict[str, Any]:
-    """``{"at_lsn": N}`` or ``{"at_ms": UNIX_MS}``. A bare number is a log position; an ISO time without zone is local."""
+    """``{"at_lsn": N}`` or ``{"at_ms": UNIX_MS}``: a bare number is a log position."""
     if text.isdecimal():
         return {"at_lsn": int(text)}
     return {"at_ms": int(parse_time(text, "--at", now=now) * 1000)}
 
 
 def parse_time(text: str, option: str, *, now: float | None = None) -> float:
-    """Unix time of an ISO time or of an age such as ``10m`` (with or without "ago")."""
+    """Unix time of an ISO time, local unless it names a zone, or of an age such as ``10m`` (``10m ago``)."""
     now = time.time() if now is None else now
     try:
         return now - parse_duration(text.removesuffix("ago").strip())
@@ -28,6 +28,7 @@ def parse_time(text: str, option: str, *, now: float | None = None) -> float:
         moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise UsageError(
-            f"{option}: cannot read the time {text!r}", hint="for example 2026-11-21T10:05:00Z, 2026-11-21 10:05, or 10m for ten minutes ago"
+            f"{option}: cannot read the time {text!r}",
+            hint="for example 2026-11-21T10:05:00Z, 2026-11-21 10:05, or 10m for ten minutes ago",
         ) from error
     return moment.timestamp()

@@ -64,19 +64,8 @@ def warn(text: str) -> None:
 
 
 def progress(*, quiet: bool = False) -> Callable[[str], None]:
-    """A function that shows what takes its time: redrawn in one line on a terminal, else a line each."""
-    moving = is_terminal(sys.stderr)
-
-    def show(text: str) -> None:
-        if quiet:
-            return
-        if moving:
-            # An empty text ends the line that is being redrawn.
-            _write(sys.stderr, f"\r\x1b[K{text}")
-        elif text:
-            _write(sys.stderr, text + "\n")
-
-    return show
+    """A function that says what takes its time, a line each."""
+    return lambda text: note(text, quiet=quiet)
 
 
 def ask(question: str) -> bool:
@@ -132,6 +121,8 @@ def to_json(value: Any) -> str:
         return json.dumps(value, ensure_ascii=False, allow_nan=False, default=_foreign)
     except ValueError as error:
         raise OrunError("the result holds NaN or an infinity, which JSON cannot express") from error
+    except RecursionError as error:
+        raise OrunError("the result is nested too deeply for JSON") from error
     except TypeError:
         return json.dumps(_text_keys(value), ensure_ascii=False, allow_nan=False, default=_foreign)
 
@@ -140,9 +131,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]], *, styled: bo
     """Columns aligned by spaces; numbers to the right. Nothing is cut, whatever the terminal's width."""
     cells = [list(header), *([_cell(value) for value in row] for row in rows)]
     widths = [max(len(row[at]) for row in cells) for at in range(len(header))]
-    right = [
-        len(cells) > 1 and all(_is_number(row[at]) for row in cells[1:]) for at in range(len(header))
-    ]
+    right = [len(cells) > 1 and all(_is_number(row[at]) for row in cells[1:]) for at in range(len(header))]
     lines = []
     for number, row in enumerate(cells):
         parts = [

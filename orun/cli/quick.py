@@ -49,7 +49,9 @@ def shortcut(arguments: Sequence[str]) -> int | None:
     values = read(arguments[0], arguments[1:])
     if values is None:
         return None
-    return {"status": status, "stop": stop, "call": call}[arguments[0]](**values)
+    if arguments[0] == "call":
+        return call(**values)
+    return stop(**values) if arguments[0] == "stop" else status(**values)
 
 
 def read(command: str, arguments: Sequence[str]) -> dict[str, Any] | None:
@@ -92,9 +94,7 @@ def status(state_dir: str | None = None, *, json: bool = False) -> int:
     return 0
 
 
-def stop(
-    state_dir: str | None = None, *, timeout: str = STOP_TIMEOUT, json: bool = False, quiet: bool = False
-) -> int:
+def stop(state_dir: str | None = None, *, timeout: str = STOP_TIMEOUT, json: bool = False, quiet: bool = False) -> int:
     """Stop the runtime in an orderly way and wait until its last process has gone."""
     import select
 
@@ -112,8 +112,9 @@ def stop(
     try:
         plain.control(folder, "stop", {"timeout": timeout_s}, timeout_s=timeout_s)
     except plain.Broken:
-        # It may well close the connection before its answer is out: what counts is that it goes.
-        pass
+        # It may well close the connection before its answer is out. What counts is that it goes.
+        if guard < 0:
+            raise
     if guard >= 0:
         poll = select.poll()
         poll.register(guard, select.POLLIN)

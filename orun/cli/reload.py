@@ -42,4 +42,6 @@ def _reload(
         output.document(document)
         return
     for entry in document.get("agents", ()):
-        output.note(f"{entry['name']}: {entry.get('message') or 'now version ' + str(entry.get('version'))}", quiet=quiet)
+        output.note(
+            f"{entry['name']}: {entry.get('message') or 'now version ' + str(entry.get('version'))}", quiet=quiet
+        )

@@ -43,7 +43,9 @@ _EXAMPLES = examples(
 def _restore(
     checkpoint: Annotated[
         str | None,
-        typer.Option("--checkpoint", metavar="[ID]", help="An id or the start of one, latest (also when bare) or previous."),
+        typer.Option(
+            "--checkpoint", metavar="[ID]", help="An id or the start of one, latest (also when bare) or previous."
+        ),
     ] = None,
     at: Annotated[
         str | None,
@@ -53,15 +55,19 @@ def _restore(
         str | None, typer.Option("--from", metavar="FILE", help="A file of `orun backup`, or an exported checkpoint.")
     ] = None,
     agent: Agent = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Say what would change, and change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", "-n", help="Say what would change, and change nothing.")
+    ] = False,
     yes: Yes = False,
     state_dir: StateDir = None,
     json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Bring an agent's state back to an earlier moment, while it runs or not.
+    """Bring an agent's state back to an earlier moment.
 
-    The log keeps what was there before, so a restore can itself be undone: restore to the position that it names.
+    Works while the agent runs and while it does not. The log keeps what was there before, so a restore can itself
+    be undone: restore to the position that it names.
+
     Without a terminal --yes is needed.
     """
     from orun.cli import restoring

@@ -13,10 +13,14 @@ from orun.errors import UsageError
 
 def wish(*, checkpoint: str | None, at: str | None, source: str | None, agent: str | None) -> dict[str, Any]:
     """The arguments of the operation. Raises UsageError unless exactly one moment is named."""
-    named = [name for name, value in (("--checkpoint", checkpoint), ("--at", at), ("--from", source)) if value is not None]
+    named = [
+        name for name, value in (("--checkpoint", checkpoint), ("--at", at), ("--from", source)) if value is not None
+    ]
     if len(named) != 1:
         raise UsageError(
-            "say what to restore: --checkpoint, --at or --from" if not named else f"{' and '.join(named)} exclude each other",
+            "say what to restore: --checkpoint, --at or --from"
+            if not named
+            else f"{' and '.join(named)} exclude each other",
             hint="`orun checkpoint list` shows what there is; a bare --checkpoint takes the latest",
         )
     arguments: dict[str, Any] = {"agent": agent}

@@ -62,7 +62,9 @@ def _run(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Keep agents or a command running: restarted when they die, every acknowledged change kept.
+    """Keep agents or a plain command running.
+
+    They are restarted when they die or hang, and every acknowledged change is kept.
 
     In the foreground a terminal shows a live view and a pipe gets plain lines; Ctrl-C once stops in an orderly
     way. A single command's exit code is passed on. Without FILE the settings say what to run: agent.path and

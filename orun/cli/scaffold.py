@@ -11,6 +11,7 @@ from orun.errors import OrunError, UsageError
 
 NAME_MARK = "__NAME__"
 """Stands for the agent's name in a template's files."""
+NAME_MAX = 64
 SKIPPED = ("__pycache__",)
 
 
@@ -78,7 +79,7 @@ def _summary(folder: Traversable) -> str:
 def _agent_name(folder: str) -> str:
     """A folder's name as an agent's: letters, digits, dashes and underscores."""
     name = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "-_") else "-" for letter in folder)
-    name = name.strip("-_")
-    if not name:
-        raise UsageError(f"{folder!r} cannot name an agent", hint="use letters and digits")
+    name = name.strip("-_")[:NAME_MAX]
+    if not name[:1].isalpha():
+        raise UsageError(f"{folder!r} cannot name an agent", hint="use letters and digits, a letter first")
     return name

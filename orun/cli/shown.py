@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from orun.cli import output
@@ -15,7 +15,14 @@ from orun.units import format_size
 def checkpoints(document: Mapping[str, Any]) -> str:
     """The list of checkpoints."""
     rows = [
-        (entry["id"], entry["agent"], entry["lsn"], moment(entry.get("time")), entry.get("blocks"), _size(entry.get("bytes")))
+        (
+            entry["id"],
+            entry["agent"],
+            entry["lsn"],
+            moment(entry.get("time")),
+            entry.get("blocks"),
+            _size(entry.get("bytes")),
+        )
         for entry in document["checkpoints"]
     ]
     if not rows:
@@ -37,16 +44,24 @@ def verified_log(document: Mapping[str, Any]) -> str:
     lines = []
     for entry in document["agents"]:
         problems = entry.get("problems", ())
-        span = f"log positions {entry.get('first_lsn')} to {entry.get('last_lsn')}"
-        lines.append(f"{entry['agent']}: {entry.get('records', 0)} records, {span}: {'DAMAGED' if problems else 'ok'}")
-        lines += [f"  {_problem(problem)}" for problem in problems]
+        counts = ", ".join(f"{entry[what]} {what}" for what in ("records", "segments", "blocks", "checkpoints"))
+        lines.append(f"{entry['agent']}: {counts}: {'DAMAGED' if problems else 'ok'}")
+        lines += [f"  {problem['text']}" for problem in problems]
     return "\n".join(lines) or "no log yet"
 
 
 def records(document: Mapping[str, Any]) -> str:
     """Records of the log."""
     rows = [
-        (entry["agent"], entry["lsn"], entry["kind"], moment(entry.get("time")), entry.get("ref") or None, _size(entry.get("bytes")), entry.get("summary"))
+        (
+            entry["agent"],
+            entry["lsn"],
+            entry["kind"],
+            moment(entry.get("time")),
+            entry.get("ref") or None,
+            _size(entry.get("bytes")),
+            entry.get("summary"),
+        )
         for entry in document["records"]
     ]
     return _table(("agent", "log position", "kind", "time", "of", "size", "what"), rows) if rows else "no record there"
@@ -55,7 +70,14 @@ def records(document: Mapping[str, Any]) -> str:
 def deadletters(document: Mapping[str, Any]) -> str:
     """Requests that were set aside."""
     rows = [
-        (entry["id"], entry["agent"], entry.get("handler"), moment(entry.get("time")), entry.get("attempts"), entry.get("error"))
+        (
+            entry["id"],
+            entry["agent"],
+            entry.get("handler"),
+            moment(entry.get("time")),
+            entry.get("attempts"),
+            entry.get("error"),
+        )
         for entry in document["deadletters"]
     ]
     return _table(("id", "agent", "handler", "time", "attempts", "error"), rows) if rows else "no dead letters"
@@ -76,7 +98,7 @@ def moment(seconds: float | None) -> str | None:
     """A unix time in UTC."""
     if seconds is None:
         return None
-    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d %H:%M:%SZ")
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
 
 
 def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
@@ -85,12 +107,6 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _size(size_bytes: int | None) -> str | None:
     return None if size_bytes is None else format_size(size_bytes)
-
-
-def _problem(problem: Any) -> str:
-    if isinstance(problem, Mapping):
-        return f"{problem.get('where', 'log')}, log position {problem.get('lsn', '?')}: {problem.get('why', '')}"
-    return str(problem)
 
 
 def _value(name: str, value: Any) -> str:

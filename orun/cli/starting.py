@@ -87,11 +87,7 @@ def _options(wish: Wish, loaded: settings_file.Loaded) -> Any:
             f"HTTP on {settings.runtime.http} needs a token: the address is not loopback",
             hint="write a secret to a file and name it with --token-file",
         )
-    overridden = {
-        name: _plain(settings, name)
-        for name, origin in loaded.origins.items()
-        if origin.startswith("--")
-    }
+    overridden = {name: _plain(settings, name) for name, origin in loaded.origins.items() if origin.startswith("--")}
     return Options(
         state_dir=project.find_state_dir(wish.state_dir),
         agents=agents,
@@ -111,7 +107,9 @@ def _targets(wish: Wish, loaded: settings_file.Loaded) -> tuple[list[str], list[
     """What to run: files, a command, or what the settings name."""
     if wish.command is not None:
         if wish.files:
-            raise UsageError("either agent files or a command after --, not both", hint="[[children]] in orun.toml run beside agents")
+            raise UsageError(
+                "either agent files or a command after --, not both", hint="[[children]] in orun.toml run beside agents"
+            )
         if not wish.command:
             raise UsageError("no command after --", hint="orun run -- CMD ARG...")
         return [], wish.command

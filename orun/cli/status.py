@@ -12,7 +12,9 @@ from orun.cli.options import Json, StateDir, examples
 
 def register(app: typer.Typer) -> None:
     """Add the command to the tree."""
-    app.command("status", epilog=examples("orun status", "orun status --watch", "orun status --json | jq .agents"))(_status)
+    app.command("status", epilog=examples("orun status", "orun status --watch", "orun status --json | jq .agents"))(
+        _status
+    )
 
 
 def _status(

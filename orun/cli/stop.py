@@ -23,5 +23,8 @@ def _stop(
     json: Json = False,
     quiet: Quiet = False,
 ) -> int:
-    """Stop the runtime: requests under way finish, a checkpoint is made, children end in reverse order."""
+    """Stop the runtime in an orderly way.
+
+    Requests under way finish and the children end in reverse order. Returns when the last process has gone.
+    """
     return quick.stop(state_dir, timeout=timeout, json=json, quiet=quiet)

@@ -22,14 +22,21 @@ def register(app: typer.Typer) -> None:
 
 
 def _show(
-    start: Annotated[int | None, typer.Option("--from", metavar="LSN", help="First log position; default: the last few.")] = None,
+    start: Annotated[
+        int | None, typer.Option("--from", metavar="LSN", help="First log position; default: the last few.")
+    ] = None,
     end: Annotated[int | None, typer.Option("--to", metavar="LSN", help="Last log position.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many records.")] = RECORDS_SHOWN,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", metavar="N", min=1, help="At most so many records.")
+    ] = RECORDS_SHOWN,
     agent: Agent = None,
     state_dir: StateDir = None,
     json: Json = False,
 ) -> None:
-    """Show records of the log: what was asked, what it changed, what was restored."""
+    """Show records of the log.
+
+    Each says what was asked, what it changed, or what was restored.
+    """
     from orun.cli import offline, shown
 
     document = offline.perform(state_dir, "wal_show", {"agent": agent, "from": start, "to": end, "limit": limit})
@@ -40,9 +47,9 @@ def _show(
 
 
 def _verify(agent: Agent = None, state_dir: StateDir = None, json: Json = False) -> int:
-    """Read the whole log and compare every checksum and the chain of positions.
+    """Verify the whole log.
 
-    Exits with 12 and says where when anything is damaged.
+    Reads every record and compares its checksum and its place in the chain. Exits with 12 and says where when anything is damaged.
     """
     from orun.cli import offline, shown
 
@@ -65,4 +72,6 @@ def _compact(agent: Agent = None, state_dir: StateDir = None, json: Json = False
         return
     for entry in document.get("agents", ()):
         freed = format_size(entry.get("bytes_freed", 0))
-        output.note(f"{entry['agent']}: {entry.get('segments_dropped', 0)} segments dropped, {freed} freed", quiet=quiet)
+        output.note(
+            f"{entry['agent']}: {entry.get('segments_dropped', 0)} segments dropped, {freed} freed", quiet=quiet
+        )

@@ -1,0 +1,1 @@
+"""The Zig engine: built, loaded, and its functions' Python faces."""

@@ -9,9 +9,7 @@ itself first, which takes more than a minute.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import shutil
 import sys
 import time
 import zlib
@@ -30,8 +28,8 @@ Progress = Callable[[str], None]
 
 VARIANTS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
     "x86_64": (
-        ("x86_64_v3", frozenset("avx2 bmi1 bmi2 f16c fma abm movbe sse4_2 popcnt".split())),
-        ("x86_64_v2", frozenset("sse4_2 ssse3 popcnt cx16".split())),
+        ("x86_64_v3", frozenset(["avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe", "sse4_2", "popcnt"])),
+        ("x86_64_v2", frozenset(["sse4_2", "ssse3", "popcnt", "cx16"])),
     ),
     "aarch64": (("generic+crc", frozenset(["crc32"])),),
 }
@@ -130,6 +128,8 @@ def source_dir() -> Path:
 
 def build_key() -> str:
     """Names a build by all that goes into it: sources, compiler, options and CPU."""
+    import hashlib
+
     digest = hashlib.sha256()
     for path in sorted(source_dir().glob("*.zig")):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
@@ -263,7 +263,7 @@ def _build_into(home: Path, machine: str, progress: Progress | None) -> None:
         (work / _MANIFEST).write_text("".join(lines))
         os.rename(work, home)
     finally:
-        shutil.rmtree(work, ignore_errors=True)
+        _delete(work)
 
 
 def _sum(path: Path) -> str:
@@ -285,7 +285,13 @@ def _remove(home: Path) -> None:
     aside = home.with_name(f".{home.name}.{os.getpid()}.old")
     with contextlib.suppress(FileNotFoundError):
         os.rename(home, aside)
-    shutil.rmtree(aside, ignore_errors=True)
+    _delete(aside)
+
+
+def _delete(folder: Path) -> None:
+    import shutil
+
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager

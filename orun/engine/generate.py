@@ -1,12 +1,14 @@
 """Regenerate ``_abi.py``, the declarations by which Python calls the engine, from the Zig types.
 
-    python -m orun.engine.generate            write it
-    python -m orun.engine.generate --check    exit 1 when it is stale
+python -m orun.engine.generate            write it
+python -m orun.engine.generate --check    exit 1 when it is stale
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import io
 import sys
 import tempfile
 from pathlib import Path
@@ -33,7 +35,8 @@ def render() -> str:
     maker.set_source("orun.engine._abi", None)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "_abi.py"
-        maker.emit_python_code(str(path))
+        with contextlib.redirect_stdout(io.StringIO()):  # cffi says what it writes
+            maker.emit_python_code(str(path))
         made = path.read_text(encoding="ascii")
     return f"{_BANNER}{made}\nABI = {library.orun_abi()}\n"
 

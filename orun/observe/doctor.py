@@ -123,7 +123,11 @@ def check_proc() -> Check:
                 file.read(1)
         except OSError as error:
             return Check(
-                "/proc", "fail", f"{path}: {error.strerror}", "processes of a dead tree cannot be found", "mount proc on /proc"
+                "/proc",
+                "fail",
+                f"{path}: {error.strerror}",
+                "processes of a dead tree cannot be found",
+                "mount proc on /proc",
             )
     return Check("/proc", "ok", "mounted and readable")
 
@@ -150,10 +154,22 @@ def check_state_dir(state_dir: str) -> Check:
     if not os.path.lexists(state_dir):
         parent = _existing(state_dir)
         if not os.access(parent, os.W_OK | os.X_OK):
-            return Check(name, "fail", f"{state_dir} cannot be made: {parent} is not writable", "nothing can be started here", "choose another with --state-dir")
+            return Check(
+                name,
+                "fail",
+                f"{state_dir} cannot be made: {parent} is not writable",
+                "nothing can be started here",
+                "choose another with --state-dir",
+            )
         return Check(name, "ok", f"{state_dir}, made by the first `orun run`")
     if not os.path.isdir(state_dir) or not os.access(state_dir, os.R_OK | os.W_OK | os.X_OK):
-        return Check(name, "fail", f"{state_dir} is no folder that we may write to", "nothing can be started here", f"chown or chmod it, or choose another with --state-dir")
+        return Check(
+            name,
+            "fail",
+            f"{state_dir} is no folder that we may write to",
+            "nothing can be started here",
+            "chown or chmod it, or choose another with --state-dir",
+        )
     running = project.running(state_dir)
     found = f"{state_dir}, " + (f"in use by orun pid {running['pid']}" if running else "nothing running")
     if os.stat(state_dir).st_mode & 0o077:
@@ -166,9 +182,21 @@ def check_file_system(state_dir: str) -> Check:
     mount = mounts.mount_of(_existing(state_dir))
     found = f"{mount.kind} on {mount.point}"
     if mount.is_network:
-        return Check("file system", "fail", found, "locks and memory maps are not reliable over a network", "keep the state on a local disk: --state-dir")
+        return Check(
+            "file system",
+            "fail",
+            found,
+            "locks and memory maps are not reliable over a network",
+            "keep the state on a local disk: --state-dir",
+        )
     if mount.is_volatile:
-        return Check("file system", "warn", found, "the state is gone after a restart of the machine", "keep the state on a disk: --state-dir")
+        return Check(
+            "file system",
+            "warn",
+            found,
+            "the state is gone after a restart of the machine",
+            "keep the state on a disk: --state-dir",
+        )
     if mount.kind == "overlay":
         return Check("file system", "warn", found, "the state is gone with the container", "mount a volume for it")
     return Check("file system", "ok", found)
@@ -179,7 +207,9 @@ def check_sync(state_dir: str) -> Check:
     try:
         times = sorted(_sync_times(_existing(state_dir)))
     except OSError as error:
-        return Check("disk sync", "fail", str(error.strerror), "nothing can be made durable", "make the state directory writable")
+        return Check(
+            "disk sync", "fail", str(error.strerror), "nothing can be made durable", "make the state directory writable"
+        )
     middle, worst = statistics.median(times), times[-1]
     found = f"median {format_duration(middle)}, worst {format_duration(worst)} of {SYNC_ROUNDS}"
     if middle > SYNC_WARN_S:
@@ -206,7 +236,10 @@ def check_space(state_dir: str) -> Check:
     room = os.statvfs(_existing(state_dir))
     free = room.f_bavail * room.f_frsize
     found = f"{format_size(free)} free"
-    cost, mend = "when it is full, agents answer read-only until there is room", "make room, or lower store.log_bytes_kept and store.checkpoints_kept"
+    cost, mend = (
+        "when it is full, agents answer read-only until there is room",
+        "make room, or lower store.log_bytes_kept and store.checkpoints_kept",
+    )
     if free < FREE_FAIL_BYTES:
         return Check("free space", "fail", found, cost, mend)
     return Check("free space", "warn" if free < FREE_WARN_BYTES else "ok", found, cost, mend)
@@ -219,7 +252,9 @@ def check_memory() -> Check:
         return Check("memory", "warn", "cannot be read", "unknown", "mount proc on /proc")
     found = f"{format_size(available)} available"
     if available < MEMORY_WARN_BYTES:
-        return Check("memory", "warn", found, "a worker and its standby may not fit", "set runtime.standby = 0, or give it more")
+        return Check(
+            "memory", "warn", found, "a worker and its standby may not fit", "set runtime.standby = 0, or give it more"
+        )
     return Check("memory", "ok", found)
 
 
@@ -248,7 +283,13 @@ def check_open_files() -> Check:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     found = f"{soft} allowed" + ("" if soft == hard else f", up to {'any number' if hard < 0 else hard} on request")
     if soft != resource.RLIM_INFINITY and soft < FILES_WARN:
-        return Check("open files", "warn", found, "few callers can be connected at once", f"ulimit -n {max(FILES_WARN, min(hard, 65536))}")
+        return Check(
+            "open files",
+            "warn",
+            found,
+            "few callers can be connected at once",
+            f"ulimit -n {max(FILES_WARN, min(hard, 65536))}",
+        )
     return Check("open files", "ok", found)
 
 
@@ -257,10 +298,22 @@ def check_clock(state_dir: str) -> Check:
     now = time.time()
     found = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
     if now < CLOCK_MIN:
-        return Check("clock", "warn", found, "`orun restore --at TIME` will not find the right moment", "set the clock, with NTP for example")
+        return Check(
+            "clock",
+            "warn",
+            found,
+            "`orun restore --at TIME` will not find the right moment",
+            "set the clock, with NTP for example",
+        )
     journal = os.path.join(state_dir, "journal")
     if os.path.isdir(journal) and os.stat(journal).st_mtime > now + 60:
-        return Check("clock", "warn", f"{found}, and the state is from later", "times in the log go backwards", "set the clock, with NTP for example")
+        return Check(
+            "clock",
+            "warn",
+            f"{found}, and the state is from later",
+            "times in the log go backwards",
+            "set the clock, with NTP for example",
+        )
     return Check("clock", "ok", found)
 
 

@@ -23,9 +23,7 @@ EVENTS_SHOWN = 8
 class LiveView:
     """Shows status documents on a terminal. A context manager: leaving it gives the terminal back."""
 
-    def __init__(
-        self, console: Console, *, footer: str = "", clock: Callable[[], float] = time.time
-    ) -> None:
+    def __init__(self, console: Console, *, footer: str = "", clock: Callable[[], float] = time.time) -> None:
         from rich.live import Live
 
         self._console = console

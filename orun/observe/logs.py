@@ -42,7 +42,9 @@ def choose(folder: str, name: str | None) -> list[str]:
     if name is None:
         return known
     if name not in known:
-        raise NotFound(f"no log {name!r} in {folder}", hint=f"there is {', '.join(known)}" if known else "nothing was logged yet")
+        raise NotFound(
+            f"no log {name!r} in {folder}", hint=f"there is {', '.join(known)}" if known else "nothing was logged yet"
+        )
     return [name]
 
 

@@ -5,7 +5,7 @@ The document is what ``orun status --json`` prints. Read here, with everything b
     {"schema": 1, "state_dir": TEXT, "pid": GUARD, "runtime_pid": N, "started": UNIX, "http": "HOST:PORT" | null,
      "agents": [{"name", "pid", "state", "restarts", "version", "lsn", "last_checkpoint", "requests", "errors",
                  "durable_lsn", "queued", "in_flight", "requests_per_s", "p50_ms", "p99_ms", "detail"}],
-     "tree": {"id", "type", "pid", "state", "restarts", "strategy", "standby", "last_error": {"text"}, "children": [...]},
+     "tree": {"name", "kind", "pid", "state", "restarts", "detail", "children": [...]},
      "events": [{"time": UNIX, "text": TEXT}]}
 
 ``last_checkpoint`` is null or ``{"id", "lsn", "time"}``. Nothing here imports rich: the command must be quick.
@@ -22,7 +22,20 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from typing import Any
 
-COLUMNS = ("agent", "state", "pid", "version", "requests", "errors", "restarts", "req/s", "p50", "p99", "log", "checkpoint")
+COLUMNS = (
+    "agent",
+    "state",
+    "pid",
+    "version",
+    "requests",
+    "errors",
+    "restarts",
+    "req/s",
+    "p50",
+    "p99",
+    "log",
+    "checkpoint",
+)
 EVENTS_SHOWN = 5
 STYLES = {
     "running": "green",
@@ -83,19 +96,17 @@ def agent_rows(document: Mapping[str, Any], now: float) -> list[tuple[str, ...]]
 
 def tree_lines(node: Mapping[str, Any], *, styled: bool = False, lead: str = "", branch: str = "") -> list[str]:
     """The supervision tree, one process a line."""
-    words = [str(node["id"])]
-    if node.get("type") == "supervisor":
-        words.append(f"({node.get('strategy', 'supervisor')})")
+    words = [str(node["name"])]
+    if node.get("kind"):
+        words.append(f"({node['kind']})")
     if node.get("pid"):
         words.append(f"pid {node['pid']}")
     if node.get("state"):
         words.append(paint_state(node["state"], styled))
-    if node.get("standby"):
-        words.append(f"standby {node['standby']}")
     if node.get("restarts"):
         words.append(f"restarts {node['restarts']}")
-    if node.get("last_error"):
-        words.append("last: " + str(node["last_error"].get("text", "")).partition("\n")[0])
+    if node.get("detail"):
+        words.append(f"- {node['detail']}")
     lines = [lead + branch + " ".join(words)]
     below = lead + ("" if not branch else "   " if branch.startswith("└") else "│  ")
     children = node.get("children", ())

@@ -87,9 +87,11 @@ class StartFailed(OrunError):
 
 def failure_of(exit: Exit) -> OrunError:
     """The error that the runtime ends with when its topmost supervisor ended like this."""
-    lines = exit.root().stderr[-STDERR_LINES_SHOWN:]
-    message = "\n  ".join((exit.text(), *lines))
-    hint = f"stack dump: {exit.root().dump}" if exit.root().dump else None
+    root = exit.root()
+    message = "\n  ".join((exit.text(), *root.stderr[-STDERR_LINES_SHOWN:]))
+    hint = f"`orun logs {root.child}` has what it said" if root.child else None
+    if root.dump:
+        hint = f"its stacks are in {root.dump}"
     return (IntensityExceeded if exit.reason == "intensity" else OrunError)(message, hint=hint)
 
 

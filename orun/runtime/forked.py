@@ -74,7 +74,9 @@ class ForkedChild(Child):
                 await readable.wait()
             ready = os.read(fd, 1)
         except TimeoutError:
-            exit = Exit(reason="start_failed", message=f"not ready within {self._start_timeout_s:g} s", child=self._name)
+            exit = Exit(
+                reason="start_failed", message=f"not ready within {self._start_timeout_s:g} s", child=self._name
+            )
             raise StartFailed(f"{self._name}: {exit.message}", exit) from None
         finally:
             loop.remove_reader(fd)

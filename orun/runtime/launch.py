@@ -98,7 +98,7 @@ def detach(options: Options, progress: Callable[[str], None], *, timeout_s: floa
 def _guard(progress: Callable[[str], None]) -> str:
     from orun.engine import build
 
-    return str(build.ensure(progress=progress).guard)
+    return str(build.ensure(progress).guard)
 
 
 def _arguments(guard: str, options: Options) -> list[str]:

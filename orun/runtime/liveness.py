@@ -21,7 +21,7 @@ import enum
 from dataclasses import dataclass
 from typing import final
 
-from orun.engine.pages import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING
+from orun.worker.phase import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING
 
 OVERDUE_GRACE_NS = 250_000_000
 """A deadline is checked by another process: a handler that ends just in time is not killed for a late look."""

@@ -41,6 +41,7 @@ class LogFile:
         if self.lost and time.monotonic() < self._retry_at:
             self.lost += len(data)
             return
+        size = len(data)
         if self.lost:
             note = f"[orun: {self.lost} bytes are missing here: the disk refused them]\n".encode()
             data = (b"\n" if self._torn else b"") + note + data
@@ -49,7 +50,7 @@ class LogFile:
                 self.rotate()
             self._append(data)
         except OSError as error:
-            self._refused(len(data), error)
+            self._refused(size, error)
         else:
             self.lost = 0
             self._torn = False

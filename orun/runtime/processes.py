@@ -108,9 +108,10 @@ class Process:
         self.exit = exit
         self._loop.remove_reader(self._pidfd)
         os.close(self._pidfd)
-        self._gone(self)
         if not self._future.cancelled():
             self._future.set_result(exit)
+        # Whoever waits goes on in the loop's next turn, so what is left behind is killed before that.
+        self._gone(self)
 
 
 class Processes:

@@ -69,7 +69,9 @@ class Rates:
         return rate
 
 
-def agent_document(host: AgentHost, node: Mapping[str, Any], position: Mapping[str, Any], rates: Rates) -> dict[str, Any]:
+def agent_document(
+    host: AgentHost, node: Mapping[str, Any], position: Mapping[str, Any], rates: Rates
+) -> dict[str, Any]:
     """One agent in the status document. ``node`` is its worker's place in the supervision tree."""
     page = host.page
     requests = page.requests
@@ -135,9 +137,7 @@ def runtime_document(state: StateDir, started: float, http: str | None, hosts: I
         "started": started,
         "control": str(state.control_socket),
         "http": http,
-        "agents": [
-            {"name": host.name, "socket": str(host.socket_path), "handlers": host.handlers} for host in hosts
-        ],
+        "agents": [{"name": host.name, "socket": str(host.socket_path), "handlers": host.handlers} for host in hosts],
     }
 
 

@@ -110,8 +110,9 @@ class Runtime:
         try:
             await asyncio.to_thread(self.recorder.recover)
             self.processes.open()
-            lone = "any_significant" if self._lone_command else "never"
-            self.main = Supervisor("main", intensity=0, auto_shutdown=lone)
+            self.main = Supervisor(
+                "main", intensity=0, auto_shutdown="any_significant" if self._lone_command else "never"
+            )
             await self.main.start()
             try:
                 return await self._serve(ready)
@@ -143,9 +144,7 @@ class Runtime:
 
     async def _start_children(self) -> None:
         settings = self.settings.runtime
-        self.forkserver = Forkserver(
-            self.processes, modules=WORKER_MODULES, output=self.log_of("forkserver").pipes
-        )
+        self.forkserver = Forkserver(self.processes, modules=WORKER_MODULES, output=self.log_of("forkserver").pipes)
         await self._add_branch("forkserver", [ChildSpec("forkserver process", start=self.forkserver.child)])
         services = Services(
             settings=self.settings,
@@ -160,7 +159,9 @@ class Runtime:
         await asyncio.gather(*(host.open() for host in hosts))
         for host in hosts:
             if host.name in self.hosts:
-                raise OrunError(f"two agent files define agent {host.name!r}: {self.hosts[host.name].path}, {host.path}")
+                raise OrunError(
+                    f"two agent files define agent {host.name!r}: {self.hosts[host.name].path}, {host.path}"
+                )
             self.hosts[host.name] = host
             await self._add_branch(f"agent {host.name}", [_worker_spec(host, settings.shutdown)])
         commands = self._commands()
@@ -328,5 +329,3 @@ def _innermost(exit: Exit) -> Exit:
     while exit.cause is not None and exit.cause.reason in ("intensity", "no_restart"):
         exit = exit.cause
     return exit
-
-

@@ -18,7 +18,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, final
 
-from orun.engine.pages import PHASE_STARTING, AgentPage
+from orun.engine.pages import AgentPage
 from orun.errors import DeadlineExceeded, OrunError
 from orun.runtime.child import Exit, StartFailed
 from orun.runtime.forking import ForkClient, Forkserver, ForkserverGone
@@ -28,6 +28,7 @@ from orun.runtime.processes import Process, Processes
 from orun.settings import Settings
 from orun.store.layout import StateDir
 from orun.worker import wire
+from orun.worker.phase import PHASE_STARTING
 
 LOOK_INTERVAL_S = 0.1
 DUMP_WAIT_S = 0.2

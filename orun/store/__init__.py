@@ -1,0 +1,1 @@
+"""The durable part: the log, checkpoints and everything else that must survive."""

@@ -142,9 +142,7 @@ def is_deletion(value: bytes | memoryview) -> bool:
     return bool(value[0] & _DELETED)
 
 
-def versions(
-    txn: Txn, agent: str, lsn: int, after: bytes | None = None
-) -> Iterator[tuple[bytes, bytes, memoryview]]:
+def versions(txn: Txn, agent: str, lsn: int, after: bytes | None = None) -> Iterator[tuple[bytes, bytes, memoryview]]:
     """Key, LMDB key and value of each block's version at ``lsn``, in key order, deletions included.
 
     ``after``: begin behind this key. The values are valid inside the transaction.

@@ -11,7 +11,6 @@ the next checkpoint may lie over them, and nobody reads them before that.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import final
 
@@ -22,6 +21,7 @@ from orun.store.checkpoints import CheckpointInfo
 from orun.store.environment import Txn
 from orun.store.frames import FrameCodec
 from orun.store.jobs import SLICE_BLOCKS, SLICE_S, Job
+from orun.store.lane import Lane
 from orun.store.records import FLAG_READONLY, Kind, iterate_changes
 
 _READ_BYTES = 32 << 10
@@ -45,6 +45,9 @@ class OpenRequests:
                 self._open[record.ref][record.lsn] = None
         elif record.kind in (Kind.EFFECT, Kind.DEAD):
             self._open.pop(record.ref, None)
+        elif record.kind == Kind.RESTORE:
+            # The state they were asked of is gone; a worker drops them at this place, too.
+            self._open.clear()
 
     def lsns(self) -> tuple[int, ...]:
         """LSNs of all of their records, ascending."""
@@ -53,47 +56,58 @@ class OpenRequests:
 
 @final
 class CheckpointJob(Job):
-    """One checkpoint at ``lsn``, after ``base``."""
+    """One checkpoint, at the end that the log has when the job's turn comes."""
 
-    def __init__(
-        self,
-        agent: str,
-        base: CheckpointInfo | None,
-        lsn: int,
-        *,
-        reason: str,
-        version: str,
-        clock: Callable[[], float] = time.time,
-    ) -> None:
-        super().__init__(agent)
-        self.lsn = lsn
+    name = "checkpoint"
+
+    def __init__(self, lane: Lane, *, reason: str, clock: Callable[[], float], monotonic: Callable[[], float]) -> None:
+        super().__init__(lane.agent)
         self.info: CheckpointInfo | None = None
-        self._base = base
+        self.lsn = 0
+        self.log_bytes = 0
+        """Bytes of records that the checkpoint covers."""
+        self._lane = lane
         self._reason = reason
-        self._version = version
         self._clock = clock
+        self._monotonic = monotonic
+        self._started = False
         self._frames = FrameCodec()
         self._codec = BlockCodec()
         self._open = OpenRequests()
-        self._open_before = list(base.open) if base else []
-        self._read_lsn = base.lsn if base else 0
+        self._open_before: list[int] = []
+        self._read_lsn = 0
+        self._base: CheckpointInfo | None = None
         self._changes: dict[bytes, bytes | None] = {}
         self._keys: list[bytes] | None = None
         self._at = 0
         self._bytes = 0
-        self._total = base.total if base else 0
+        self._total = 0
         self._slice: list[tuple[bytes, bytes]] = []
         self._slice_end = 0
         self._slice_total = 0
 
     def prepare(self, txn: Txn) -> None:
         """Read the log for a while; after its end, encode the next blocks."""
-        deadline = time.monotonic() + SLICE_S
+        deadline = self._monotonic() + SLICE_S
+        if not self._started:
+            self._start()
+        if self.finished:
+            return
         if self._keys is None:
             self._collect(txn, deadline)
         if self._keys is not None:
             self._encode(txn, self._keys)
             self.ready = True
+
+    def _start(self) -> None:
+        lane = self._lane
+        self._started = True
+        self.lsn, self.log_bytes = lane.end.last_lsn, lane.log_bytes
+        base = self._base = lane.infos[-1] if lane.infos else None
+        if self.lsn == (base.lsn if base else 0):
+            self.info, self.finished = base, True  # nothing happened since
+        elif base is not None:
+            self._open_before, self._read_lsn, self._total = list(base.open), base.lsn, base.total
 
     def _collect(self, txn: Txn, deadline: float) -> None:
         for lsn in self._open_before:
@@ -101,10 +115,8 @@ class CheckpointJob(Job):
             if record is not None:
                 self._open.add(record)
         self._open_before = []
-        while self._read_lsn < self.lsn and time.monotonic() < deadline:
-            batch = log.read(
-                txn, self.agent, self._frames, self._read_lsn, upto_lsn=self.lsn, bytes_max=_READ_BYTES
-            )
+        while self._read_lsn < self.lsn and self._monotonic() < deadline:
+            batch = log.read(txn, self.agent, self._frames, self._read_lsn, upto_lsn=self.lsn, bytes_max=_READ_BYTES)
             assert batch, "the log ends before the checkpoint"
             for record in (record for records in batch for record in records):
                 self._open.add(record)
@@ -147,12 +159,13 @@ class CheckpointJob(Job):
             id=checkpoints.checkpoint_id(self.agent, self.lsn),
             agent=self.agent,
             lsn=self.lsn,
+            number=self._base.number + 1 if self._base else 1,
             time=self._clock(),
             blocks=len(self._keys),
             bytes=self._bytes + self._slice_bytes(),
             total=self._slice_total,
             reason=self._reason,
-            version=self._version,
+            version=self._lane.row.version,
             open=self._open.lsns(),
         )
 

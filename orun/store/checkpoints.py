@@ -29,6 +29,8 @@ class CheckpointInfo:
     id: str
     agent: str
     lsn: int
+    number: int
+    """The how-manieth of its agent it is."""
     time: float
     """Unix time at which it was complete."""
     blocks: int
@@ -81,6 +83,12 @@ def load(txn: Txn, agent: str) -> list[CheckpointInfo]:
     return [decode(agent, key, value) for key, value in txn.rows(_markers(agent))]
 
 
+def keys_of_markers(txn: Txn, agent: str) -> Iterator[int]:
+    """LSNs of all checkpoints, damaged ones included."""
+    for key, _ in txn.rows(_markers(agent)):
+        yield LSN.unpack(key)[0]
+
+
 def decode(agent: str, key: bytes, value: bytes | memoryview) -> CheckpointInfo:
     """A marker from its row; Damaged when it does not match its checksum."""
     lsn = LSN.unpack(key)[0]
@@ -110,9 +118,7 @@ def find(infos: Sequence[CheckpointInfo], wanted: str) -> CheckpointInfo:
     if len(found) == 1:
         return found[0]
     if not found:
-        raise NotFound(
-            f"there is no checkpoint {wanted}", hint="`orun checkpoint list` shows what can be restored"
-        )
+        raise NotFound(f"there is no checkpoint {wanted}", hint="`orun checkpoint list` shows what can be restored")
     names = ", ".join(info.id for info in found[:5])
     raise NotFound(f"{wanted} could be any of {names}", hint="type more of the id")
 

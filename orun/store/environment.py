@@ -16,10 +16,10 @@ import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar, final
 
 from orun.errors import Damaged, NotFound, OrunError, StorageFailed
-from orun.store.layout import StateDir
 
 T = TypeVar("T")
 
@@ -125,18 +125,19 @@ class Environment:
     def __init__(self, raw: Any, *, readonly: bool) -> None:
         self._raw = raw
         self.readonly = readonly
-        # Growing the map needs a moment without transactions in this process; the writer's own
-        # read transactions (none but tests and tools) take the same lock.
-        self._lock = threading.RLock()
+        # The map can only be grown while no transaction of this process lives; transactions that
+        # read (a backup, a restore that is being planned) are counted for that.
+        self._quiet = threading.Condition()
+        self._readers = 0
 
     @classmethod
-    def for_writer(cls, state: StateDir, map_bytes: int) -> Environment:
+    def for_writer(cls, path: Path, map_bytes: int) -> Environment:
         """Open, and create when missing; the caller holds the state lock."""
         import lmdb
 
         try:
             raw = lmdb.open(
-                str(state.journal),
+                str(path),
                 map_size=max(map_bytes, MAP_BYTES_MIN),
                 max_dbs=DATABASES_MAX,
                 max_readers=READERS_MAX,
@@ -147,19 +148,19 @@ class Environment:
             # Readers that died with a transaction open keep pages from being used again.
             raw.reader_check()
         except lmdb.Error as error:
-            raise explain(error, f"cannot open {state.journal}") from error
+            raise explain(error, f"cannot open {path}") from error
         return cls(raw, readonly=False)
 
     @classmethod
-    def for_reader(cls, state: StateDir) -> Environment:
+    def for_reader(cls, path: Path) -> Environment:
         """Open to read, beside a writer in another process or without one."""
         import lmdb
 
-        if not (state.journal / "data.mdb").exists():
-            raise NotFound(f"{state.journal} holds no journal database yet", hint="start an agent with `orun run`")
+        if not (path / "data.mdb").exists():
+            raise NotFound(f"{path} holds no journal database yet", hint="start an agent with `orun run`")
         try:
             raw = lmdb.open(
-                str(state.journal),
+                str(path),
                 readonly=True,
                 create=False,
                 map_size=0,  # whatever the writer has
@@ -169,7 +170,7 @@ class Environment:
                 max_spare_txns=1,
             )
         except lmdb.Error as error:
-            raise explain(error, f"cannot open {state.journal}") from error
+            raise explain(error, f"cannot open {path}") from error
         return cls(raw, readonly=True)
 
     @contextmanager
@@ -177,37 +178,49 @@ class Environment:
         """A read transaction; keep it short, it holds back the reuse of pages."""
         import lmdb
 
-        with self._lock:
-            try:
-                raw = self._begin_read()
-            except lmdb.Error as error:
-                raise explain(error, "cannot read the journal database") from error
-            try:
-                yield Txn(raw, self._raw)
-            except lmdb.Error as error:
-                raise explain(error, "cannot read the journal database") from error
-            finally:
-                raw.abort()
+        with self._quiet:
+            raw = self._begin_read()
+            self._readers += 1
+        try:
+            yield Txn(raw, self._raw)
+        except lmdb.Error as error:
+            raise explain(error, "cannot read the journal database") from error
+        finally:
+            raw.abort()
+            with self._quiet:
+                self._readers -= 1
+                self._quiet.notify_all()
 
     def _begin_read(self) -> Any:
         import lmdb
 
+        self._check_open()
+        try:
+            while True:
+                try:
+                    return self._raw.begin(buffers=True)
+                except lmdb.MapResizedError:
+                    # The writer has grown the map: take its size, once nobody looks at the old one.
+                    while self._readers:
+                        self._quiet.wait()
+                    self._raw.set_mapsize(0)
+        except lmdb.Error as error:
+            raise explain(error, "cannot read the journal database") from error
+
+    def _check_open(self) -> None:
         if self._raw is None:
             raise StorageFailed("the journal database was closed after a failed write")
-        while True:
-            try:
-                return self._raw.begin(buffers=True)
-            except lmdb.MapResizedError:
-                self._raw.set_mapsize(0)  # the writer has grown the map: take its size
 
     def write(self, build: Callable[[Txn], T], *, expected_bytes: int = 0) -> T:
-        """Run ``build`` in a write transaction and make it durable. It may run again, when the map had to grow."""
+        """Run ``build`` in a write transaction and make it durable. It may run again, when the map had to grow.
+
+        When the disk fails, the environment is closed for good.
+        """
         import lmdb
 
         assert not self.readonly
-        with self._lock:
-            if self._raw is None:
-                raise StorageFailed("the journal database was closed after a failed write")
+        self._check_open()
+        try:
             self._grow_ahead(expected_bytes)
             while True:
                 try:
@@ -215,11 +228,11 @@ class Environment:
                         result = build(Txn(raw, self._raw))
                 except lmdb.MapFullError:
                     self._grow()
-                except (lmdb.Error, OSError) as error:
-                    self.close()
-                    raise explain(error, "cannot write the journal database") from error
                 else:
                     return result
+        except (lmdb.Error, OSError) as error:
+            self.close()
+            raise explain(error, "cannot write the journal database") from error
 
     def _grow_ahead(self, expected_bytes: int) -> None:
         info = self._raw.info()
@@ -228,20 +241,32 @@ class Environment:
             info = self._raw.info()
 
     def _grow(self) -> None:
-        self._raw.set_mapsize(self._raw.info()["map_size"] * 2)
+        with self._quiet:
+            while self._readers:
+                self._quiet.wait()
+            self._raw.set_mapsize(self._raw.info()["map_size"] * 2)
+
+    @property
+    def closed(self) -> bool:
+        """Nothing can be read or written any more."""
+        return self._raw is None
 
     def file_bytes(self) -> int:
         """Size of the database up to the last page used."""
+        self._check_open()
         return int((self._raw.info()["last_pgno"] + 1) * _PAGE)
 
     def reader_check(self) -> int:
         """Free the slots of readers that died; returns how many."""
+        self._check_open()
         return int(self._raw.reader_check())
 
     def close(self) -> None:
-        """No transaction can begin after this."""
-        with self._lock:
+        """No transaction can begin after this. Waits for those that read."""
+        with self._quiet:
             raw, self._raw = self._raw, None
+            while self._readers:
+                self._quiet.wait()
             if raw is not None:
                 raw.close()
 

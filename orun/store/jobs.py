@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, ClassVar
 
 from orun.errors import OrunError
 from orun.store.environment import Txn
@@ -24,12 +24,20 @@ SLICE_BLOCKS = 64
 class Job(ABC):
     """Work in slices. ``future`` is resolved when the work is durable."""
 
+    name: ClassVar[str]
+    """What people call it."""
+
     def __init__(self, agent: str) -> None:
         self.agent = agent
         self.future: Future[Any] = Future()
         self.ready = False
         """There is something to write."""
         self.finished = False
+
+    @property
+    def waits(self) -> bool:
+        """There is nothing to do until another thread has finished."""
+        return False
 
     @abstractmethod
     def prepare(self, txn: Txn) -> None:

@@ -1,11 +1,11 @@
 """Where everything lives in the state directory, and whether this directory can be used at all.
 
-    format            JSON {"format": 1}; a greater number is refused
-    lock              held by the process that writes (see lock.py)
-    journal/          the LMDB environment
-    rings/            the workers' journals, NAME.EPOCH.ring
-    run/              sockets and runtime.json, only while something runs
-    logs/ exports/ dumps/ versions/
+format            JSON {"format": 1}; a greater number is refused
+lock              held by the process that writes (see lock.py)
+journal/          the LMDB environment
+rings/            the workers' journals, NAME.EPOCH.ring
+run/              sockets and runtime.json, only while something runs
+logs/ exports/ dumps/ versions/
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def segments(txn: Txn, agent: str) -> list[int]:
     return [int(name.rpartition("/")[2]) for name in txn.names(f"{_PREFIX}{agent}/")]
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class LogEnd:
     """Where the next frame of an agent's log goes."""
 
@@ -45,12 +45,6 @@ class LogEnd:
     """First LSN of the open segment; 0: none is open."""
     segment_position: int = 0
     last_ms: int = 0
-
-    def copy(self) -> LogEnd:
-        """One that can be moved on while this one stays."""
-        return LogEnd(
-            self.last_lsn, self.last_crc, self.position, self.segment, self.segment_position, self.last_ms
-        )
 
 
 def find_end(txn: Txn, agent: str, codec: FrameCodec) -> LogEnd:
@@ -68,9 +62,7 @@ def find_end(txn: Txn, agent: str, codec: FrameCodec) -> LogEnd:
     return LogEnd(last.last_lsn, last.last_crc, last.end, segment, first.position, last.last_ms)
 
 
-def append(
-    txn: Txn, agent: str, end: LogEnd, drained: Drained, codec: FrameCodec, *, segment_bytes: int
-) -> LogEnd:
+def append(txn: Txn, agent: str, end: LogEnd, drained: Drained, codec: FrameCodec, *, segment_bytes: int) -> LogEnd:
     """Write one frame at ``end``; returns the new end. The caller keeps it only once committed."""
     assert drained.first_lsn == end.last_lsn + 1, (drained.first_lsn, end.last_lsn)
     segment, segment_position = end.segment, end.segment_position
@@ -90,7 +82,7 @@ def frames(txn: Txn, agent: str, codec: FrameCodec, after_lsn: int = 0) -> Itera
     for segment in found[start:]:
         cursor = txn.cursor(segment_name(agent, segment))
         valid = cursor is not None and _seek(cursor, after_lsn + 1)
-        while valid:
+        while cursor is not None and valid:
             frame = _checked(codec, agent, segment, cursor)
             if expected is not None and frame.first_lsn != expected:
                 raise Damaged(f"log of {agent}: LSN {expected} is missing, the next is {frame.first_lsn}")
@@ -100,15 +92,13 @@ def frames(txn: Txn, agent: str, codec: FrameCodec, after_lsn: int = 0) -> Itera
             valid = cursor.next()
 
 
-def frames_backward(
-    txn: Txn, agent: str, codec: FrameCodec, from_lsn: int
-) -> Iterator[tuple[Frame, memoryview]]:
+def frames_backward(txn: Txn, agent: str, codec: FrameCodec, from_lsn: int) -> Iterator[tuple[Frame, memoryview]]:
     """The frames from the one that holds ``from_lsn`` down to the oldest."""
     found = segments(txn, agent)
     for segment in reversed(found[: bisect_right(found, from_lsn)]):
         cursor = txn.cursor(segment_name(agent, segment))
         valid = cursor is not None and _seek(cursor, from_lsn)
-        while valid:
+        while cursor is not None and valid:
             frame = _checked(codec, agent, segment, cursor)
             if frame.first_lsn <= from_lsn:
                 yield frame, cursor.value()

@@ -23,6 +23,8 @@ from orun.store.jobs import Job
 class RetentionJob(Job):
     """Bring an agent's checkpoints and log down to what the settings keep."""
 
+    name = "retention"
+
     def __init__(self, agent: str, infos: Sequence[CheckpointInfo], settings: StoreSettings) -> None:
         super().__init__(agent)
         kept = max(settings.checkpoints_kept, 1)

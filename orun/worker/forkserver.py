@@ -27,6 +27,7 @@ import io
 import os
 import socket
 import sys
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn, cast
 
@@ -62,7 +63,9 @@ def serve(control_fd: int) -> None:
     _send(control, {"op": "ready", "id": 0, "pid": os.getpid()})
     try:
         while True:
-            data, fds, _flags, _address = socket.recv_fds(control, MESSAGE_BYTES_MAX, FDS_MAX, socket.MSG_CMSG_CLOEXEC)
+            data, fds, _flags, _address = socket.recv_fds(control, MESSAGE_BYTES_MAX, FDS_MAX)
+            for fd in fds:
+                os.set_inheritable(fd, False)  # recv_fds in Python 3.11 leaves its flags argument aside
             if not data:
                 return
             try:
@@ -123,10 +126,11 @@ def _be_middle(
 ) -> NoReturn:
     """Fork the child, report it, end. Whatever happens, this copy never returns to the serving loop."""
     status = _MIDDLE_FAILED
+    middle = os.getpid()
     try:
         child = os.fork()
         if child == 0:
-            run_child(lambda args, named: _be_child(control, request, fds, pipe, runtime), {}, {})
+            run_child(lambda args, named: _be_child(control, request, fds, pipe, middle, runtime), {}, {})
         _send(control, {"op": "forked", "id": request["id"], "pid": child})
         status = _MIDDLE_DONE
     finally:
@@ -134,13 +138,21 @@ def _be_middle(
 
 
 def _be_child(
-    control: socket.socket, request: dict[str, Any], fds: list[int], pipe: tuple[int, int], runtime: int
+    control: socket.socket,
+    request: dict[str, Any],
+    fds: list[int],
+    pipe: tuple[int, int],
+    middle: int,
+    runtime: int,
 ) -> None:
     gate, opener = pipe
     control.close()
     os.close(opener)
     os.read(gate, 1)
     os.close(gate)
+    while os.getppid() == middle:
+        # The forkserver was killed, which opened the gate early; the middle process is about to end too.
+        time.sleep(0.0002)
     os.setsid()
     die_with_parent(runtime)
     set_subreaper()

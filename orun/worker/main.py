@@ -15,12 +15,11 @@ import os
 import signal
 import socket
 import sys
-import threading
 import time
 from typing import Any, NoReturn, final
 
 from orun.engine.journal import JournalWriter
-from orun.engine.pages import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING, AgentPage, ticker_run
+from orun.engine.pages import AgentPage
 from orun.errors import OrunError
 from orun.settings import AgentSettings
 from orun.store.layout import StateDir
@@ -29,6 +28,7 @@ from orun.store.records import Kind
 from orun.worker import forkserver, wire
 from orun.worker.agent import Agent
 from orun.worker.executor import Executor
+from orun.worker.phase import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING
 from orun.worker.program import load, load_snapshot
 from orun.worker.replay import Takeover, replay
 from orun.worker.service import Service
@@ -53,7 +53,8 @@ def template(args: dict[str, Any], fds: dict[str, int]) -> None:
         report.send(wire.pack({"ok": False, "code": error.code, "message": error.message, "hint": error.hint}))
         os._exit(error.code)
     _loaded.append(agent)
-    threads = threading.active_count() - 1
+    # Counted by the kernel: a numerical library's own threads make a fork just as unsafe as Python's.
+    threads = len(os.listdir("/proc/self/task")) - 1
     handlers = list(agent.handlers)
     report.send(wire.pack({"ok": True, "agent": agent.name, "handlers": handlers, "threads": threads}))
     report.close()
@@ -138,6 +139,7 @@ class Worker:
         reason = message["reason"]
         journal.append(Kind.EPOCH, wire.pack({"version": self._version, "reason": reason}))
         executor = self._build(takeover, journal)
+        os.set_inheritable(notify_fd, False)
         os.set_blocking(notify_fd, False)
         loop.add_reader(notify_fd, self._on_published, notify_fd, journal, executor)
         assert self._service is not None
@@ -183,7 +185,7 @@ class Worker:
         # and stands still only when the whole process does.
         self._page.handler_start_ns = 0
         self._page.pid = os.getpid()
-        threading.Thread(target=ticker_run, args=(self._page, int(TICK_S * 1000)), daemon=True).start()
+        self._page.start_ticker(int(TICK_S * 1000))
         self._tick()
 
     def _tick(self) -> None:

@@ -210,9 +210,7 @@ class Retry:
         if not self._give_up or not error.refused:
             self._give_up = now + RETURN_GRACE_S
         if now > self._give_up or project.running(state_dir) is None:
-            raise NotRunning(
-                f"nothing answers in {state_dir}: {error}", hint="`orun logs` tells why"
-            ) from error
+            raise NotRunning(f"nothing answers in {state_dir}: {error}", hint="`orun logs` tells why") from error
         self.pause(self._pause_s)
         self._pause_s = min(PAUSE_S_MAX, self._pause_s * 2)
 
@@ -285,17 +283,13 @@ def choose_agent(runtime: Mapping[str, Any], handler: str, name: str | None) -> 
     )
 
 
-def control(
-    state_dir: str, op: str, args: Mapping[str, Any] | None = None, *, timeout_s: float | None = None
-) -> Any:
+def control(state_dir: str, op: str, args: Mapping[str, Any] | None = None, *, timeout_s: float | None = None) -> Any:
     """Ask the runtime itself. Connecting is retried; a request that was sent is not, as most change something."""
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     frame = wire.encode([1, op, dict(args or {})])
     retry = Retry(deadline)
     while True:
-        path = project.read_runtime(state_dir).get("control") or os.path.join(
-            state_dir, "run", "control.sock"
-        )
+        path = project.read_runtime(state_dir).get("control") or os.path.join(state_dir, "run", "control.sock")
         try:
             connection = Connection(path, deadline)
         except Broken as error:

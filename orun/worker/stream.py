@@ -74,8 +74,8 @@ class Stream:
         refused = 0
         try:
             while True:
-                self._take_lines()
                 refused += self._deliver()
+                self._take_lines()
                 if self._ended and not self._order and not self._lines:
                     return refused
                 try:
@@ -174,12 +174,7 @@ class Stream:
                 self._out += entry.frame
 
     def _patience_ms(self) -> float | None:
-        times = [
-            at
-            for entry in self._waiting.values()
-            for at in (entry.deadline, entry.again_at)
-            if at is not None
-        ]
+        times = [at for entry in self._waiting.values() for at in (entry.deadline, entry.again_at) if at is not None]
         return max(0.0, (min(times) - time.monotonic()) * 1000) + 1 if times else None
 
     def _connected(self) -> plain.Connection:

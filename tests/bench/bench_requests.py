@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from orun.worker.client import Client
 from tests.bench import programs
 from tests.bench.figures import Figure, Report, median, quantile
 from tests.bench.load import Caller, http_load, sync_ms
-from tests.bench.processes import bare_worker, control, orun_agent, socket_path, workspace
+from tests.bench.processes import ROOT, bare_worker, control, orun_agent, socket_path, workspace
 
 PAYLOAD = {"data": "x" * 190}
 WINDOW = 64
@@ -93,7 +94,9 @@ def _without_journal(folder: Path, seconds: float) -> float:
     script = Path(__file__).with_name("unjournaled.py")
     agent = folder / "agent.py"
     agent.write_text(programs.AGENT)
-    process = subprocess.Popen([sys.executable, str(script), str(agent), str(path)], cwd=script.parents[2])
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(agent), str(path)], env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     try:
         return _throughput(path, seconds)
     finally:
@@ -135,5 +138,3 @@ def _one_caller(report: Report, path: str, durability: str, count: int) -> None:
         )
     )
     report.note(f"p50 {median(called) * 1000:.3f} ms, bare loop {median(bare) * 1000:.3f} ms")
-
-

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import socket
 import struct
@@ -110,9 +111,8 @@ class Caller:
 def http_load(port: int, path: str, payload: Any, seconds: float, connections: int) -> float:
     """Requests per second over so many keep-alive connections, one request in flight on each."""
     body = json.dumps(payload).encode()
-    request = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    ).encode() + body
+    head = f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
+    request = f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
     poll = select.epoll()
     sockets = {}
     for _ in range(connections):
@@ -121,20 +121,30 @@ def http_load(port: int, path: str, payload: Any, seconds: float, connections: i
         sockets[sock.fileno()] = sock
         poll.register(sock.fileno(), select.EPOLLIN)
         sock.sendall(request)
+    answers = dict.fromkeys(sockets, b"")
     done = 0
     begin = time.perf_counter()
     end = begin + seconds
     while time.perf_counter() < end:
         for fd, _ in poll.poll(1.0):
-            answer = sockets[fd].recv(65536)
-            assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
-            done += 1
-            sockets[fd].sendall(request)
+            answers[fd] += sockets[fd].recv(65536)
+            if _complete(answers[fd]):
+                done += 1
+                answers[fd] = b""
+                sockets[fd].sendall(request)
     elapsed = time.perf_counter() - begin
     poll.close()
     for sock in sockets.values():
         sock.close()
     return done / elapsed
+
+
+def _complete(answer: bytes) -> bool:
+    """Whether a whole response is there; it must be a good one."""
+    head, separator, body = answer.partition(b"\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 200 "), answer[:500]
+    length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+    return bool(separator) and length is not None and len(body) >= int(length[1])
 
 
 def sync_ms(folder: Path, count: int = 200) -> float:

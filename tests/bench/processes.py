@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -69,14 +68,6 @@ def bare_worker(folder: Path, source: str, *arguments: str, **options: Any) -> I
         process.wait()
 
 
-def kill_tree(pid: int) -> None:
-    """SIGKILL a process and everything below it that it did not disown."""
-    for child in children(pid):
-        kill_tree(child)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
-
-
 def children(pid: int) -> list[int]:
     found: list[int] = []
     with contextlib.suppress(OSError):
@@ -122,16 +113,8 @@ def settle(orun: Orun) -> None:
 
 
 def settled(orun: Orun) -> bool:
-    document = control(orun, "status")
-    if any(agent["state"] != "running" for agent in document["agents"]):
-        return False
-    waiting = [document.get("tree") or {}]
-    while waiting:
-        node = waiting.pop()
-        if "standby" in node and not node["standby"]:
-            return False
-        waiting += node.get("children", ())
-    return True
+    agents = control(orun, "status")["agents"]
+    return all(agent["state"] == "running" and agent["standby"] for agent in agents)
 
 
 def elapsed_ms(begin: float) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-AGENT = '''
+AGENT = """
 import time
 from orun import Agent
 
@@ -34,9 +34,9 @@ def touch(state, request):
 @agent.handler(readonly=True)
 def total(state, request):
     return {"total": state.get("total", 0)}
-'''
+"""
 
-HEAVY_AGENT = '''
+HEAVY_AGENT = """
 from orun import Agent
 
 agent = Agent("heavy")
@@ -50,17 +50,17 @@ def add(state, request):
 @agent.handler
 def read(state, request):
     return {"bytes": sum(len(text) for text in DATA.values())}
-'''
+"""
 """About 200 MB of ordinary Python objects, made when the program is loaded."""
 
-BARE_HEAVY = '''
+BARE_HEAVY = """
 import sys
 DATA = {n: (b"%d " % n) * 150 for n in range(@COUNT@)}
 import asyncio, msgpack
 sys.stdout.write("ready\\n")
 sys.stdout.flush()
 sys.stdin.read()
-'''
+"""
 
 BARE = '''
 """The same handlers behind the same protocol on one asyncio loop; state in a file that is read at the start."""
@@ -116,7 +116,7 @@ async def app(scope, receive, send):
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]})
     await send({"type": "http.response.body", "body": body})
 
-config = Config(app, fd=int(sys.argv[1]), lifespan="off", log_level="error", access_log=False, ws="none", http="httptools")
+config = Config(app, lifespan="off", log_level="error", access_log=False, ws="none", http="httptools")
 sock = socket.socket(fileno=int(sys.argv[1]))
 asyncio.run(Server(config).serve([sock]))
 '''

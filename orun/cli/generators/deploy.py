@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 
@@ -17,7 +18,7 @@ def unit(file: str, *, state_dir: str | None, http: str | None) -> str:
     path = os.path.abspath(file)
     name = os.path.basename(os.path.dirname(path)) or "agent"
     state = os.path.abspath(state_dir) if state_dir else os.path.join(os.path.dirname(path), ".orun")
-    command = [sys.executable, "-m", "orun", "run", path, "--quiet", "--state-dir", state]
+    command = [sys.executable, "-P", "-m", "orun", "run", path, "--quiet", "--state-dir", state]
     if http:
         command += ["--http", http]
     return f"""[Unit]
@@ -28,7 +29,7 @@ After=network.target
 Type=notify
 NotifyAccess=all
 ExecStart={" ".join(_word(part) for part in command)}
-ExecReload={_word(sys.executable)} -m orun reload --state-dir {_word(state)}
+ExecReload={_word(sys.executable)} -P -m orun reload --state-dir {_word(state)}
 WorkingDirectory={_specifier(os.path.dirname(path))}
 WatchdogSec={WATCHDOG_S}
 TimeoutStopSec={STOP_S}
@@ -42,10 +43,11 @@ WantedBy=default.target
 """
 
 
-def dockerfile(file: str, *, http: str) -> str:
+def dockerfile(file: str, *, http: str | None) -> str:
     """An image with the engine built in, so that a container starts at once."""
     if os.path.isabs(file):
         raise UsageError("the agent file must be relative to the build folder", hint="for example agent.py")
+    command = ["orun", "run", file, *(("--http", http) if http else ())]
     return f"""FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
 RUN pip install --no-cache-dir orun=={__version__}
 WORKDIR /app
@@ -56,7 +58,7 @@ VOLUME /state
 # orun's guard takes signals and reaps processes: it may be process 1.
 STOPSIGNAL SIGTERM
 HEALTHCHECK CMD ["orun", "status", "--json"]
-CMD ["orun", "run", "{file}", "--http", "{http}"]
+CMD {json.dumps(command)}
 """
 
 

@@ -25,7 +25,10 @@ def settle(wanted: Mapping[str, str], folder: str, *, check: bool, quiet: bool) 
     if check:
         for path in stale:
             output.result(os.path.join(folder, path))
-        output.note(f"{len(stale)} of {len(wanted)} files are stale" if stale else f"all {len(wanted)} files are fresh", quiet=quiet)
+        output.note(
+            f"{len(stale)} of {len(wanted)} files are stale" if stale else f"all {len(wanted)} files are fresh",
+            quiet=quiet,
+        )
         return 1 if stale else 0
     try:
         for path in stale:

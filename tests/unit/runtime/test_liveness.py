@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from orun.engine.pages import PHASE_REPLAYING, PHASE_SERVING, PHASE_STARTING
+from orun.worker.phase import PHASE_REPLAYING, PHASE_SERVING, PHASE_STARTING
 from orun.runtime.liveness import Reading, Verdict, Watch
 
 S = 1_000_000_000
