@@ -97,7 +97,7 @@ class Demo:
         async def put_all() -> None:
             waiting = iter(documents)
             done = 0
-            async with await connect(self.state_dir) as client:
+            async with connect(self.state_dir) as client:
 
                 async def put_some() -> None:
                     nonlocal done

@@ -37,8 +37,8 @@ def _build(
 ) -> None:
     """Build the engine for this machine.
 
-    It is kept in the cache, and built only when it is not there. `orun run` does the same when it has to; this command is for images and first checks. Exits with 13 when it
-    cannot be built.
+    It is kept in the cache, and built only when it is not there. `orun run` does the same when it has to; this
+    command is for images and first checks. Exits with 13 when it cannot be built.
     """
     from orun.engine import build
 

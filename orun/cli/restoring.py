@@ -37,25 +37,23 @@ def wish(*, checkpoint: str | None, at: str | None, source: str | None, agent: s
 
 
 def restore(arguments: dict[str, Any], *, state_dir: str | None, dry_run: bool, yes: bool) -> dict[str, Any]:
-    """Plan it, ask, do it. A dry run ends with the plan."""
-    create = "source" in arguments
-    plan = offline.perform(state_dir, "restore", {**arguments, "dry_run": True}, create=create)
+    """Plan it, ask, do it. A dry run ends with the plan; filling a directory that holds nothing needs no asking."""
+    plan = offline.perform(state_dir, "restore", {**arguments, "dry_run": True})
     if dry_run:
         return plan
-    question = "\n".join(describe(entry, done=False) for entry in plan["agents"])
-    confirm(f"{question}\nGo on?", yes=yes)
-    return offline.perform(state_dir, "restore", {**arguments, "dry_run": False}, create=create)
+    if not plan.get("fresh"):
+        question = "\n".join(describe(entry, done=False) for entry in plan["agents"])
+        confirm(f"{question}\nGo on?", yes=yes)
+    return offline.perform(state_dir, "restore", {**arguments, "dry_run": False})
 
 
 def describe(entry: dict[str, Any], *, done: bool) -> str:
     """One agent's restore as a sentence."""
-    verb = "restored" if done else "would go"
-    target = f"log position {entry['to_lsn']}"
-    if entry.get("checkpoint"):
-        target += f" (checkpoint {entry['checkpoint']})"
-    text = f"{entry['agent']}: {verb} from {entry['from_lsn']} to {target}, {entry['blocks']} blocks changed"
-    if not done:
-        text = text.replace("blocks changed", "blocks change")
+    if "from_lsn" not in entry:
+        return f"{entry['agent']}: {'filled' if done else 'would be filled'} from {entry['source']}"
+    origin = entry.get("source") or f"log position {entry['to_lsn']}"
+    verb, blocks = ("restored", "blocks changed") if done else ("would go", "blocks would change")
+    text = f"{entry['agent']}: {verb} from log position {entry['from_lsn']} to {origin}, {entry['blocks']} {blocks}"
     if done:
-        text += f"; undo with `orun restore --at {entry['from_lsn']}`"
+        text += f"; undo with `orun restore --at {entry['from_lsn']} --agent {entry['agent']}`"
     return text

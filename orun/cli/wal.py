@@ -49,7 +49,8 @@ def _show(
 def _verify(agent: Agent = None, state_dir: StateDir = None, json: Json = False) -> int:
     """Verify the whole log.
 
-    Reads every record and compares its checksum and its place in the chain. Exits with 12 and says where when anything is damaged.
+    Reads every record and compares its checksum and its place in the chain. Exits with 12 and says where when
+    anything is damaged.
     """
     from orun.cli import offline, shown
 

@@ -10,22 +10,26 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from orun import project
 from orun.engine.journal import RecordView
-from orun.errors import NotFound
+from orun.errors import NotFound, UsageError
 from orun.store import agents, backup, checkpoints, deadletters, log
 from orun.store.environment import Environment, Txn
 from orun.store.frames import FrameCodec
 from orun.store.layout import StateDir
 from orun.store.records import Kind, decode_effect
+from orun.store.restore import RestorePlan
+from orun.store.targets import Target
 from orun.store.verify import Summary, verify_agent, verify_checkpoint
 from orun.worker import wire
 
 READ_BYTES = 1 << 20
 TEXT_SHOWN = 80
+CHECKPOINT_WORDS = ("latest", "previous")
 
 Document = dict[str, Any]
 
@@ -68,7 +72,13 @@ def verify_checkpoints(environment: Environment, ids: list[str], agent: str | No
             for name in _names(txn, agent):
                 damaged = dict(checkpoints.verify_rows(txn, name))
                 entries += [
-                    {"id": checkpoints.checkpoint_id(name, lsn), "agent": name, "lsn": lsn, "ok": False, "problem": what}
+                    {
+                        "id": checkpoints.checkpoint_id(name, lsn),
+                        "agent": name,
+                        "lsn": lsn,
+                        "ok": False,
+                        "problem": what,
+                    }
                     for lsn, what in damaged.items()
                 ]
                 if not damaged:
@@ -86,7 +96,7 @@ def verify_log(environment: Environment, agent: str | None) -> Document:
     with environment.read() as txn:
         for name in _names(txn, agent):
             summary = Summary(agents=1)
-            problems = [{**vars_of(problem), "text": problem.describe()} for problem in verify_agent(txn, name, summary)]
+            problems = [{**asdict(problem), "text": problem.describe()} for problem in verify_agent(txn, name, summary)]
             found = log.segments(txn, name)
             entry = {"agent": name, "first_lsn": found[0] if found else 0, **summary.as_dict(), "problems": problems}
             del entry["agents"]
@@ -113,9 +123,7 @@ def show_records(
 def list_deadletters(environment: Environment, agent: str | None) -> Document:
     """Requests that were set aside, oldest first."""
     with environment.read() as txn:
-        entries = [
-            _letter(name, letter) for name in _names(txn, agent) for letter in deadletters.load(txn, name)
-        ]
+        entries = [_letter(name, letter) for name in _names(txn, agent) for letter in deadletters.load(txn, name)]
     return {"deadletters": sorted(entries, key=lambda entry: float(entry["time"]))}
 
 
@@ -139,12 +147,46 @@ def parse_letter_id(id: str) -> tuple[str, int]:
 def write_backup(environment: Environment, path: str) -> Document:
     """Write everything of this moment to an archive."""
     info = backup.write_backup(environment, Path(path))
-    return {"path": info.path, "bytes": info.bytes, "rows": info.rows, "agents": list(info.agents), "time": info.time}
+    return {**asdict(info), "agents": list(info.agents)}
 
 
-def vars_of(problem: Any) -> Document:
-    """The fields of a slotted dataclass."""
-    return {name: getattr(problem, name) for name in problem.__slots__}
+def restore_targets(names: list[str], args: Mapping[str, Any]) -> list[tuple[str, Target]]:
+    """The agents that a restore is about, and where each goes: the one named, the one of the id, or all."""
+    target = Target(
+        checkpoint=args.get("checkpoint"),
+        lsn=args.get("at_lsn"),
+        time_ms=args.get("at_ms"),
+        source=Path(args["source"]) if args.get("source") else None,
+    )
+    chosen = names
+    if args.get("agent") is not None:
+        chosen = [name for name in names if name == args["agent"]]
+    elif target.checkpoint not in (None, *CHECKPOINT_WORDS):
+        chosen = [name for name in names if str(target.checkpoint).startswith(f"{name}-")] or names
+    if not chosen:
+        raise NotFound(f"nothing is stored of agent {args.get('agent')}", hint=f"there is {', '.join(names) or 'none'}")
+    if len(chosen) > 1 and (target.lsn is not None or target.checkpoint not in (None, *CHECKPOINT_WORDS)):
+        raise UsageError(f"there are {len(chosen)} agents: {', '.join(chosen)}", hint="name one with --agent")
+    return [(name, target) for name in chosen]
+
+
+def restored(plan: RestorePlan) -> Document:
+    """A restore, planned or done."""
+    return {
+        "agent": plan.agent,
+        "from_lsn": plan.from_lsn,
+        "to_lsn": plan.target_lsn,
+        "checkpoint": plan.checkpoint,
+        "source": plan.source,
+        "blocks": plan.blocks_changed,
+        "replayed": plan.replayed_records,
+        "lsn": plan.lsn if plan.applied else None,
+    }
+
+
+def letter_id(agent: str, lsn: int) -> str:
+    """The name of a dead letter that a person types."""
+    return f"{agent}-{lsn}"
 
 
 def _names(txn: Txn, agent: str | None) -> list[str]:
@@ -223,7 +265,7 @@ def _letter(agent: str, letter: deadletters.DeadLetter) -> Document:
     request = _decoded(letter.request)
     error = _decoded(letter.error)
     return {
-        "id": f"{agent}-{letter.lsn}",
+        "id": letter_id(agent, letter.lsn),
         "agent": agent,
         "lsn": letter.lsn,
         "time": letter.time_ms / 1000,

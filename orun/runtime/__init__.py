@@ -1,0 +1,1 @@
+"""The supervised runtime: supervision, agents, control, listeners."""

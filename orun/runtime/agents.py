@@ -17,6 +17,7 @@ import os
 import socket
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -124,6 +125,10 @@ class AgentHost:
         await process.noticed(ACTIVATION_NOTICED_S)
         await process.serving()
         self.worker = process
+
+    def retire(self) -> Future[int]:
+        """Seal the journal and store what is in it."""
+        return self._services.recorder.retire(self.name)
 
     def refill(self) -> None:
         """Have a standby again, soon."""
@@ -287,25 +292,53 @@ class AgentChild(Child):
 
     async def hand_over(self, successor: WorkerProcess, reason: str) -> None:
         """Drain the worker and activate its successor in its place."""
-        old = self._process
-        if old is None or self._ended.done():
-            raise NotRunning(f"agent {self._host.name} is not running just now", hint="try again")
-        self._handing_over = True
         try:
-            old.drain()
-            if not await old.gone(self._host.shutdown_s):
-                old.kill()
-                await old.gone(None)
+            await self._drain()
+            await self._succeed(successor, reason)
+        finally:
+            self._handing_over = False
+
+    async def _drain(self) -> None:
+        """Have the worker answer what it has and end."""
+        old = self._process
+        if old is None or self._ended.done() or self._handing_over:
+            raise NotRunning(f"agent {self._host.name} is not running just now", hint="try again in a moment")
+        self._handing_over = True
+        old.drain()
+        if not await old.gone(self._host.shutdown_s):
+            old.kill()
+            await old.gone(None)
+
+    async def _succeed(self, successor: WorkerProcess, reason: str) -> None:
+        """Make ``successor`` the worker of this life; when it fails, the supervisor starts another life."""
+        try:
             await self._host.activate(successor, reason)
         except BaseException as error:
             successor.kill()
             self._end(Exit(reason="start_failed", message=str(error), child=self._host.name))
             raise
-        finally:
-            self._handing_over = False
         self._process = successor
         self.pid = successor.pid
         successor.on_exit(self._gone)
+
+    async def at_rest(self, perform: Callable[[], Awaitable[None]]) -> None:
+        """Drain the worker, do something to its stored state, and let its successor serve."""
+        host = self._host
+        successor = await host.take_standby()
+        failure: OrunError | None = None
+        try:
+            await self._drain()
+            await asyncio.wrap_future(host.retire())
+            try:
+                await perform()
+            except OrunError as error:
+                failure = error
+            await self._succeed(successor, "restore")
+        finally:
+            self._handing_over = False
+        host.refill()
+        if failure is not None:
+            raise failure
 
     def _gone(self, process: WorkerProcess) -> None:
         if process is self._process and not self._handing_over:

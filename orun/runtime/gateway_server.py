@@ -39,7 +39,7 @@ async def serve(args: dict[str, Any], fds: dict[str, int]) -> None:
         timeout_s=args.get("timeout_s", defaults.timeout_s),
     )
     state = ServerState()
-    app = App(agents, limits, args.get("token"))
+    app = App(agents, limits, args.get("token") or None)
     connections_max = args.get("connections_max", Connection.connections_max)
     config = _config(app, Patience(**args.get("patience", {})), connections_max)
     listening = socket.socket(fileno=fds["listen"])

@@ -144,3 +144,26 @@ def runtime_document(state: StateDir, started: float, http: str | None, hosts: I
 def guard_pid() -> int:
     """The process that stands for the whole tree: the guard, or this one when it runs without."""
     return int(os.environ.get("ORUN_GUARD_PID", os.getpid()))
+
+
+def runtime_pid() -> int:
+    """This process."""
+    return os.getpid()
+
+
+def spare_processes(host: AgentHost) -> list[dict[str, Any]]:
+    """An agent's processes beside its worker, as entries of the tree."""
+    found = []
+    for name, pid in (("standby", host.standby_pid), ("template", host.template_pid)):
+        if pid is not None:
+            entry = {
+                "name": name,
+                "kind": "",
+                "pid": pid,
+                "state": "ready",
+                "restarts": 0,
+                "detail": "",
+                "children": [],
+            }
+            found.append(entry)
+    return found

@@ -39,6 +39,7 @@ from orun.runtime.operations import Operations
 from orun.runtime.processes import Processes
 from orun.runtime.supervisor import Supervisor
 from orun.runtime.sweep import child_pids
+from orun.runtime.watch import watch
 from orun.settings import ChildSettings, Restart, Settings
 from orun.store.layout import StateDir
 from orun.store.lock import StateLock
@@ -67,7 +68,6 @@ class Runtime:
         self.http: str | None = None
         self.events: reporting.Events
         self.recorder: Recorder
-        self._rates = reporting.Rates()
         self._logs: dict[str, ChildLog] = {}
         self._ending: asyncio.Future[int]
         self._signals = 0
@@ -104,7 +104,11 @@ class Runtime:
     async def _run(self, ready: Callable[[dict[str, Any]], None]) -> int:
         self._bind_http()
         self.recorder = Recorder(
-            self.state, self.settings.store, on_failure=self._storage_failed, on_event=self._recorder_event
+            self.state,
+            self.settings.store,
+            on_failure=self._storage_failed,
+            on_event=self._recorder_event,
+            idempotency_ttl=self.settings.agent.idempotency_ttl,
         )
         self.recorder.start()
         try:
@@ -129,6 +133,8 @@ class Runtime:
         await control.open()
         try:
             await self._start_gateway()
+            if self.options.watch:
+                self._watching = asyncio.create_task(watch(self.options.agents, self._reload_path), name="watch")
             document = reporting.runtime_document(self.state, self.started, self.http, self.hosts.values())
             reporting.write_runtime_file(self.state, document)
             ready(document)
@@ -258,12 +264,21 @@ class Runtime:
             return command.code if command.code is not None else 128 + (command.signal or 0)
         raise failure_of(_innermost(exit))
 
+    async def _reload_path(self, path: str) -> str:
+        (host,) = [host for host in self.hosts.values() if host.path == path]
+        (result,) = (await self.operations.reload({"agent": host.name}))["agents"]
+        return f"{host.name} runs version {result['version']}" if result["changed"] else f"{host.name}: nothing changed"
+
     async def _stop_children(self) -> None:
         log.info("stopping")
         self.main.stop()
         await self.main.wait()
         for host in self.hosts.values():
             host.close()
+            # The next start then replays nothing.
+            await asyncio.wrap_future(self.recorder.retire(host.name))
+            if self.recorder.position(host.name)["log_bytes"]:
+                await asyncio.wrap_future(self.recorder.checkpoint(host.name, "stop"))
 
     def log_of(self, name: str) -> ChildLog:
         """The log of a child, across its lives."""
@@ -272,6 +287,12 @@ class Runtime:
                 name, self.state.logs, self.settings.logs, complain=lambda trouble: log.warning("%s", trouble)
             )
         return self._logs[name]
+
+    def rotate_logs(self) -> list[str]:
+        """Begin a new log file for every child."""
+        for output in self._logs.values():
+            output.rotate()
+        return sorted(self._logs)
 
     def host(self, name: str | None) -> list[AgentHost]:
         """The agent of this name, or all. Raises NotFound."""

@@ -50,7 +50,7 @@ def put(txn: Txn, agent: str, codec: FrameCodec, record: RecordView) -> DeadLett
     attempts = 0
     for delivery in _deliveries(txn, agent, codec, record):
         attempts += 1
-        request = bytes(delivery.payload)
+        request = request or bytes(delivery.payload)  # only the first delivery carries it
     letter = DeadLetter(
         lsn=record.ref,
         dead_lsn=record.lsn,

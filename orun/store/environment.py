@@ -209,30 +209,33 @@ class Environment:
 
     def _check_open(self) -> None:
         if self._raw is None:
-            raise StorageFailed("the journal database was closed after a failed write")
+            raise StorageFailed("the journal database is closed")
 
     def write(self, build: Callable[[Txn], T], *, expected_bytes: int = 0) -> T:
         """Run ``build`` in a write transaction and make it durable. It may run again, when the map had to grow.
 
-        When the disk fails, the environment is closed for good.
+        When it fails, the environment is closed for good: what was to be written is written nowhere.
         """
         import lmdb
 
         assert not self.readonly
         self._check_open()
+        done = False
         try:
             self._grow_ahead(expected_bytes)
-            while True:
+            while not done:
                 try:
                     with self._raw.begin(write=True, buffers=True) as raw:
                         result = build(Txn(raw, self._raw))
+                    done = True
                 except lmdb.MapFullError:
                     self._grow()
-                else:
-                    return result
         except (lmdb.Error, OSError) as error:
-            self.close()
             raise explain(error, "cannot write the journal database") from error
+        finally:
+            if not done:
+                self.close()
+        return result
 
     def _grow_ahead(self, expected_bytes: int) -> None:
         info = self._raw.info()

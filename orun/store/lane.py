@@ -124,6 +124,7 @@ class Lane:
         if reader is None or self.damage is not None:
             return []
         reader.set_wake_mode(WAKE_DRAINING)
+        self.due = None
         result: list[Drained] = []
         try:
             while everything or len(result) < _DRAINS_MAX:
@@ -159,7 +160,6 @@ class Lane:
         assert batch.end.last_lsn >= self.end.last_lsn
         self.end = batch.end
         self.log_bytes += sum(len(drained.data) for drained in batch.drained)
-        self.due = None
         if self.reader is not None:
             self.reader.release()
             self.publish()

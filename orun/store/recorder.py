@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, final
 
@@ -62,9 +63,13 @@ class Recorder:
         self._on_event = on_event
         self._ttl = AgentSettings().idempotency_ttl if idempotency_ttl is None else idempotency_ttl
         self._commands: deque[Callable[[], None]] = deque()
+        self._gate = threading.Lock()
+        """Guards the moment after which nothing more is taken into the queue."""
+        self._open = False
         self._stopping = False
         self._committer: Committer | None = None
         self._thread: threading.Thread | None = None
+        self._recovered: Future[list[dict[str, Any]]] = Future()
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="orun-store")
         self.wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         """The eventfd that workers write when they are told to wake the recorder."""
@@ -72,7 +77,7 @@ class Recorder:
     # Life
 
     def start(self) -> None:
-        """Open the database and start the thread. ``recover`` comes next, before any activation."""
+        """Open the database, take over what a dead orun left behind, and start to record."""
         assert self._thread is None
         self._committer = Committer(
             self.state,
@@ -82,12 +87,15 @@ class Recorder:
             wake=self._wake,
             idempotency_ttl=self._ttl,
         )
+        self._open = True
+        # First in the queue: nobody is activated before the old journals are read.
+        self._recovered = self._ask(lambda committer: committer.recover())
         self._thread = threading.Thread(target=self._run, name="orun-recorder", daemon=True)
         self._thread.start()
 
     def recover(self) -> list[dict[str, Any]]:
-        """Take over journals that a dead orun left behind; says what each of them added."""
-        return self._ask(lambda committer: committer.recover()).result()
+        """Wait until the journals that a dead orun left behind are taken over; says what each of them added."""
+        return self._recovered.result()
 
     def stop(self) -> None:
         """Fence all workers, commit everything, and close the database. Safe to repeat."""
@@ -145,7 +153,7 @@ class Recorder:
                     result.set_result(compaction.report(before, after, jobs, size))
 
             for job in jobs:
-                job.future.add_done_callback(lambda done, agent=job.agent: finished(done, agent))
+                job.future.add_done_callback(partial(finished, agent=job.agent))
             if not jobs:
                 result.set_result(compaction.report({}, {}, [], committer.environment.file_bytes()))
 
@@ -167,7 +175,7 @@ class Recorder:
                 plan = Planner(self._environment(), agent, warn).plan(wanted)
                 return self._ask(lambda committer: committer.apply_restore(plan)).result()
             finally:
-                self._ask(lambda committer: committer.end_restore(agent)).exception()
+                self._ask(lambda committer: committer.end_restore(agent)).exception()  # it may have stopped
 
         return self._executor.submit(perform)
 
@@ -239,14 +247,12 @@ class Recorder:
         poll = select.poll()
         poll.register(self.wake_fd, select.POLLIN)
         schedule = committer.schedule
-        while not self._stopping or self._commands:
-            while self._commands:
-                self._commands.popleft()()
+        while self._run_commands() or not self._closed_for_stop():
             schedule.start_due()
             schedule.advance(committer.environment)
             if committer.wants_commit():
                 committer.commit()
-            elif schedule.idle:
+            elif schedule.idle and not self._stopping:
                 due = schedule.due()
                 pause = None if due is None else max(0, int((due - time.monotonic()) * 1000) + 1)
                 if poll.poll(pause):
@@ -257,37 +263,51 @@ class Recorder:
         schedule.fail_all(StorageFailed("orun was stopped before this was done"))
         committer.environment.close()
 
-    def _fail(self, failure: OrunError) -> None:
-        self.failure = failure
-        committer = self._open_committer()
-        committer.environment.close()
-        committer.schedule.fail_all(failure)
-        # Those that ask from here on are refused by _ask; those that have asked are answered here.
+    def _run_commands(self) -> bool:
+        found = bool(self._commands)
         while self._commands:
             self._commands.popleft()()
+        return found
+
+    def _closed_for_stop(self) -> bool:
+        with self._gate:
+            if self._stopping and not self._commands:
+                self._open = False
+        return not self._open
+
+    def _fail(self, failure: OrunError) -> None:
+        committer = self._open_committer()
+        committer.environment.close()
+        with self._gate:
+            self.failure = failure
+            self._open = False
+        self._run_commands()  # each is answered with the failure
+        committer.schedule.fail_all(failure)
         self._on_failure(failure)
 
     def _ask(self, act: Callable[[Committer], T]) -> Future[T]:
+        """Have the thread do something between two commits."""
         future: Future[T] = Future()
 
         def run() -> None:
-            if self.failure is not None:
-                future.set_exception(self.failure)
-                return
             try:
+                if self.failure is not None:
+                    raise self.failure
                 future.set_result(act(self._open_committer()))
             except OrunError as error:
                 future.set_exception(error)
-                if self._open_committer().environment.closed:
-                    raise
+                if self.failure is None and self._environment().closed:
+                    raise  # a commit failed in it: the thread ends
+            finally:
+                if not future.done():
+                    future.set_exception(StorageFailed("the recorder ended by an error of its own"))
 
-        if self.failure is not None or self._thread is None:
-            future.set_exception(self.failure or StorageFailed("the recorder does not run"))
-            return future
-        self._commands.append(run)
-        self._wake()
-        if self.failure is not None and not future.done():
-            run()  # it failed meanwhile, and may have looked at the queue before
+        with self._gate:
+            if self._open:
+                self._commands.append(run)
+                self._wake()
+            else:
+                future.set_exception(self.failure or StorageFailed("the recorder does not run"))
         return future
 
     def _wake(self) -> None:

@@ -194,7 +194,7 @@ class _SnapshotLoader(importlib.machinery.SourceFileLoader):
         super().__init__(fullname, path)
         self._content = content
 
-    def get_data(self, path: str | bytes) -> bytes:  # type: ignore[override]
+    def get_data(self, path: str | bytes) -> bytes:
         """The snapshot's bytes in place of the file's."""
         return self._content
 

@@ -72,7 +72,7 @@ class Clients:
     async def run(self, name: str) -> None:
         while not self.stop:
             try:
-                async with await connect(str(self.orun.state_dir)) as client:
+                async with connect(str(self.orun.state_dir)) as client:
                     await self._count(client, name)
             except OrunError:
                 # The whole tree is down: until it is back there is nobody to count with.

@@ -160,7 +160,7 @@ def test_a_key_gets_the_same_reply_again_also_after_a_crash_and_a_restart(crashe
 
 def test_concurrent_duplicates_wait_for_the_first(crasher: Orun) -> None:
     async def together() -> list[object]:
-        async with await connect(str(crasher.state_dir)) as one, await connect(str(crasher.state_dir)) as two:
+        async with connect(str(crasher.state_dir)) as one, connect(str(crasher.state_dir)) as two:
             calls = [client.call("slow_add", None, key="same") for client in (one, two) for _ in range(3)]
             return list(await asyncio.gather(*calls))
 
@@ -169,7 +169,7 @@ def test_concurrent_duplicates_wait_for_the_first(crasher: Orun) -> None:
 
 def test_overlapping_async_handlers_lose_no_update(crasher: Orun) -> None:
     async def together() -> list[object]:
-        async with await connect(str(crasher.state_dir)) as client:
+        async with connect(str(crasher.state_dir)) as client:
             return list(await asyncio.gather(*(client.call("slow_add") for _ in range(6))))
 
     assert sorted(asyncio.run(together())) == [1, 2, 3, 4, 5, 6]  # type: ignore[type-var]
@@ -195,7 +195,7 @@ def test_a_read_only_handler_cannot_write_and_leaves_no_effect(crasher: Orun) ->
 
 def test_more_requests_than_the_queue_takes_are_answered_busy(crasher: Orun) -> None:
     async def flood() -> list[object]:
-        async with await connect(str(crasher.state_dir)) as client:
+        async with connect(str(crasher.state_dir)) as client:
             calls = [client.call("block", {"seconds": 0.3}, timeout=0.25) for _ in range(1)]
             calls += [client.call("block", {"seconds": 0}, timeout=0.25) for _ in range(30)]
             return list(await asyncio.gather(*calls, return_exceptions=True))

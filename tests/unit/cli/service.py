@@ -125,11 +125,17 @@ class Cli:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.environment = {
-            **{name: value for name, value in os.environ.items() if not name.startswith("ORUN_") or name == "ORUN_CACHE_DIR"},
+            **{
+                name: value
+                for name, value in os.environ.items()
+                if not name.startswith("ORUN_") or name == "ORUN_CACHE_DIR"
+            },
             "ORUN_STATE_DIR": str(folder / "state"),
         }
 
-    def __call__(self, *arguments: str, stdin: bytes | None = b"", **environment: str) -> subprocess.CompletedProcess[bytes]:
+    def __call__(
+        self, *arguments: str, stdin: bytes | None = b"", **environment: str
+    ) -> subprocess.CompletedProcess[bytes]:
         done = subprocess.run(
             [sys.executable, "-m", "orun", *arguments],
             cwd=self.folder,

@@ -60,7 +60,9 @@ def test_a_deadline_that_passes_is_124(cli: Cli, service: Service) -> None:
 
 
 def test_the_agents_own_structured_error_is_kept_whole(cli: Cli, service: Service) -> None:
-    service.agent("a", {"x": lambda request: refuse("unknown_handler", "no handler 'x'", hint="did you mean 'y'?", where="w")})
+    service.agent(
+        "a", {"x": lambda request: refuse("unknown_handler", "no handler 'x'", hint="did you mean 'y'?", where="w")}
+    )
     error = cli.error("call", "x", code=1)
     assert error["type"] == "unknown_handler"
     assert error["where"] == "w"
@@ -142,7 +144,10 @@ def test_nothing_running_is_3_and_no_state_is_10(cli: Cli, tmp_path: Path) -> No
 
 
 def test_a_reply_that_json_lacks_is_shown_as_well_as_it_can_be(cli: Cli, service: Service) -> None:
-    service.agent("a", {"bytes": lambda request: (True, {"data": b"abc", 1: {b"k": 2}}), "nan": lambda request: (True, float("nan"))})
+    service.agent(
+        "a",
+        {"bytes": lambda request: (True, {"data": b"abc", 1: {b"k": 2}}), "nan": lambda request: (True, float("nan"))},
+    )
     assert json.loads(cli("call", "bytes").stdout) == {"data": "YWJj", "1": {"aw==": 2}}
     assert "NaN" in cli.error("call", "nan", code=1)["message"]
 
@@ -197,7 +202,9 @@ def test_lines_survive_broken_connections_and_busy_answers(cli: Cli, service: Se
 
 
 def test_lines_that_fail_become_error_lines_in_their_place(cli: Cli, service: Service) -> None:
-    service.agent("a", {"odd": lambda request: (True, request[2]) if request[2] % 2 else refuse("handler_error", "even")})
+    service.agent(
+        "a", {"odd": lambda request: (True, request[2]) if request[2] % 2 else refuse("handler_error", "even")}
+    )
     done = cli("call", "odd", "--lines", stdin=b"1\n\n2\nnonsense\n3")
     assert done.returncode == 1
     one, two, bad, three = lines_of(done)

@@ -69,7 +69,7 @@ def test_the_version_is_one_line(cli: Cli, arguments: tuple[str, ...]) -> None:
         (("run", "--detatch"), "--detach"),
         (("checkpoint", "lst"), "did you mean 'list'"),
         (("call",), "missing argument"),
-        (("wal", "show", "--from", "x"), "not a valid integer"),
+        (("wal", "show", "--from", "x"), "not a valid int"),
     ],
 )
 def test_a_usage_error_is_2_says_what_was_meant_and_is_json_on_demand(

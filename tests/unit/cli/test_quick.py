@@ -14,7 +14,19 @@ import pytest
 from orun.cli import quick
 from tests.unit.cli.service import Cli, Service, echo
 
-HEAVY = {"asyncio", "rich", "lmdb", "cffi", "typer", "dataclasses", "inspect", "subprocess", "tomllib", "zstandard", "uvicorn"}
+HEAVY = {
+    "asyncio",
+    "rich",
+    "lmdb",
+    "cffi",
+    "typer",
+    "dataclasses",
+    "inspect",
+    "subprocess",
+    "tomllib",
+    "zstandard",
+    "uvicorn",
+}
 
 
 def loaded_by(cli: Cli, *arguments: str) -> set[str]:
@@ -46,7 +58,9 @@ def test_the_version_loads_nothing_but_output(cli: Cli) -> None:
     }
 
 
-@pytest.mark.parametrize("arguments", [("status",), ("status", "--json"), ("call", "echo", "1"), ("stop", "--timeout", "1s")])
+@pytest.mark.parametrize(
+    "arguments", [("status",), ("status", "--json"), ("call", "echo", "1"), ("stop", "--timeout", "1s")]
+)
 def test_quick_commands_load_nothing_heavy(cli: Cli, service: Service, arguments: tuple[str, ...]) -> None:
     service.agent("a", {"echo": echo})
     service.operations["status"] = lambda args: {"pid": 1, "state_dir": "x", "agents": []}

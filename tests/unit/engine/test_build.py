@@ -192,8 +192,7 @@ def test_on_another_system_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_builders_at_the_same_time_end_with_one_build(private_cache: Path) -> None:
     code = "from orun.engine import build; b = build.ensure(); print(b.library, b.seconds is not None)"
     builders = [
-        subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
+        subprocess.Popen([sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, text=True) for _ in range(3)
     ]
     answers = [builder.communicate()[0].split() for builder in builders]
     assert len({path for path, _ in answers}) == 1

@@ -34,7 +34,7 @@ def test_the_tests_beside_the_code_pass(program: str) -> None:
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 CPU")
 def test_the_tests_pass_optimised_on_a_cpu_without_crc_instructions() -> None:
-    run_zig(*with_cache("test", str(ZIG / "root.zig"), "-O", "ReleaseSafe", "-mcpu=x86_64"))
+    run_zig(*with_cache("test", str(ZIG / "root.zig"), "-O", "ReleaseSafe", "-fstrip", "-mcpu=x86_64"))
 
 
 @pytest.mark.parametrize("machine", list(build.VARIANTS))
