@@ -20,7 +20,7 @@ from orun.settings_check import check
 from orun.units import parse_duration, parse_size
 
 ENV_PREFIX = "ORUN_"
-_TRUE_SECTIONS = ("runtime", "agent", "store", "logs")
+_SECTIONS = ("runtime", "agent", "store", "logs")
 CHILDREN = "children"
 
 
@@ -126,7 +126,7 @@ def find_key(name: str, place: str) -> Key:
     """The setting of this dotted name, or a UsageError with the nearest one."""
     known = keys()
     if name not in known:
-        raise UsageError(f"{place}: no setting {name!r}", hint=_nearest(name, list(known)))
+        raise UsageError(f"{place}: no setting {name!r}", hint=_nearest(name, [*known, *_SECTIONS, CHILDREN]))
     return known[name]
 
 
@@ -231,7 +231,7 @@ class _File:
         for name, value in self._table.items():
             if name == CHILDREN:
                 continue
-            if name in _TRUE_SECTIONS:
+            if name in _SECTIONS:
                 if not isinstance(value, dict):
                     raise UsageError(f"{self.place(name)}: {name} must be a table, [{self._prefix}{name}]")
                 for inner, content in value.items():
@@ -292,7 +292,7 @@ def _refuse_unknown_variables(environ: Mapping[str, str]) -> None:
     known = {key.env for key in keys().values()}
     for name in environ:
         section = name.removeprefix(ENV_PREFIX).partition("_")[0].lower()
-        if name.startswith(ENV_PREFIX) and section in _TRUE_SECTIONS and name not in known:
+        if name.startswith(ENV_PREFIX) and section in _SECTIONS and name not in known:
             raise UsageError(f"{name}: no such setting", hint=_nearest(name, sorted(known)))
 
 

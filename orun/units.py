@@ -12,14 +12,14 @@ _SIZES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 def parse_duration(text: str) -> float:
     """Seconds in ``"30s"``, ``"500ms"``, ``"1h30m"`` or a bare number of seconds. Raises ValueError."""
-    rest = text.strip()
+    whole = rest = text.strip()
     total = 0.0
     if not rest:
         raise ValueError("expected a duration such as 30s, got nothing")
     while rest:
         number, rest = _leading_number(rest)
         unit, rest = _leading_letters(rest)
-        if not number or (unit not in _DURATIONS and not (unit == "" and not rest)):
+        if not number or (unit not in _DURATIONS and number != whole):
             raise ValueError(f"expected a duration such as 500ms, 30s or 1h30m, got {text!r}")
         total += float(number) * _DURATIONS[unit or "s"]
     return total

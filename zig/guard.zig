@@ -58,6 +58,7 @@ const Guard = struct {
     beating: bool = false,
     sentinel: ?sentinel_file.Sentinel = null,
     sentinel_next_ns: u64 = 0,
+    sentinel_starts: u64 = 0,
     /// The runtime may have died while the guard was no subreaper.
     leaked: bool = false,
     /// The end was asked for.
@@ -243,7 +244,9 @@ const Guard = struct {
         if (guard.sentinel != null) return;
         const now = clock.monotonicNs();
         if (now < guard.sentinel_next_ns) return;
-        guard.sentinel_next_ns = now + sentinel_pause_ns;
+        // The first that is lost is replaced at once; one that is lost again and again, not more often.
+        guard.sentinel_next_ns = if (guard.sentinel_starts > 0) now + sentinel_pause_ns else 0;
+        guard.sentinel_starts += 1;
         // While we are no subreaper it goes to our parent's, out of reach of any kill of our tree.
         sys.setSubreaper(false);
         guard.sentinel = sentinel_file.start(&guard.token, guard.argv);

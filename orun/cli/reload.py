@@ -42,6 +42,5 @@ def _reload(
         output.document(document)
         return
     for entry in document.get("agents", ()):
-        output.note(
-            f"{entry['name']}: {entry.get('message') or 'now version ' + str(entry.get('version'))}", quiet=quiet
-        )
+        news = f"now version {entry['version']}" if entry["changed"] else "nothing has changed"
+        output.note(f"{entry['agent']}: {news}", quiet=quiet)

@@ -2,7 +2,7 @@
 
 The engine is a shared library and the guard program. A wheel for this platform carries both; otherwise
 the Zig compiler from the `ziglang` package builds them into the cache, keyed by everything that goes
-into them, so that an edited source or another CPU gets its own. ``zig build`` is not used: it compiles
+into them, so that an edited source or another kind of CPU gets its own. ``zig build`` is not used: it compiles
 itself first, which takes more than a minute.
 """
 
@@ -33,7 +33,10 @@ VARIANTS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
     ),
     "aarch64": (("generic+crc", frozenset(["crc32"])),),
 }
-"""What a wheel carries for each machine, the best first: Zig's name and the features it needs."""
+"""What is built for each machine, the best first: Zig's name of the CPU and the features that it needs.
+
+Not for the very CPU: an image that was built on one machine has to start on the next.
+"""
 
 # Without the compiler's run-time library, which takes 5 s to build: memcpy and memset come from the
 # process's libc, and the guard has its own. Atomics must stay atomic, so the library is not single-threaded.
@@ -101,6 +104,7 @@ def info() -> dict[str, Any]:
         "zig": _installed_zig(),
         "zig_needed": ZIG_VERSION,
         "machine": machine,
+        "cpu": _cpu(machine),
         "cpu_features": sorted(cpu_features()),
     }
 
@@ -133,7 +137,8 @@ def build_key() -> str:
     digest = hashlib.sha256()
     for path in sorted(source_dir().glob("*.zig")):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
-    parts = (ZIG_VERSION, _machine(), *sorted(cpu_features()), *_RECIPES[LIBRARY], *_RECIPES[GUARD])
+    machine = _machine()
+    parts = (ZIG_VERSION, machine, _cpu(machine), *_RECIPES[LIBRARY], *_RECIPES[GUARD])
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:24]
 
@@ -150,6 +155,12 @@ def cpu_features() -> frozenset[str]:
         if name.strip() in ("flags", "Features"):
             return frozenset(value.split())
     return frozenset()
+
+
+def _cpu(machine: str) -> str:
+    """The best of the variants that this CPU can run."""
+    features = cpu_features()
+    return next((name for name, needed in VARIANTS[machine] if needed <= features), "baseline")
 
 
 def compile_command(output: str, target: str, cpu: str, cache: Path, emit: Path) -> list[str]:
@@ -255,7 +266,7 @@ def _build_into(home: Path, machine: str, progress: Progress | None) -> None:
     try:
         cache = cache_dir() / "zig"
         jobs = {
-            work / name: compile_command(name, f"{machine}-linux-none", "native", cache, work / name)
+            work / name: compile_command(name, f"{machine}-linux-none", _cpu(machine), cache, work / name)
             for name in _RECIPES
         }
         compile_all(jobs)

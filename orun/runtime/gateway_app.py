@@ -43,6 +43,7 @@ _STATUS: Final = {
     "busy": 503,
     "unavailable": 503,
     "deadline_exceeded": 504,
+    "timeout": 504,
 }
 """What is not named here is the agent's own failure: 500."""
 

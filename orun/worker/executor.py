@@ -55,6 +55,7 @@ class Page(Protocol):
     in_flight: int
     queue_depth: int
     last_lsn: int
+    busy: int
 
     def record_latency(self, ns: int) -> None:
         """Count one request's time from arrival to reply."""
@@ -118,6 +119,11 @@ class Executor:
     def settle(self, request: Request, kind: Kind, ok: bool, body: dict[str, Any]) -> None:
         """Answer a logged request without running it: set aside, interrupted, or past its deadline."""
         self._finish(request, ok, wire.pack(body), [], kind)
+        self._schedule()
+
+    def count_busy(self) -> None:
+        """A request was refused because too many wait."""
+        self._page.busy += 1
 
     def on_durable(self) -> None:
         """The recorder published: let go of the replies that waited for the disk."""
@@ -231,7 +237,7 @@ class Executor:
                 body = _describe(error, handler)
                 if limit.expired():
                     message = f"handler {handler.name!r} ran longer than {timeout_s:g} s"
-                    body = wire.pack(wire.error_body("deadline_exceeded", message))
+                    body = wire.pack(wire.error_body("timeout", message))
                 self._finish(request, False, body, [])
                 return
             if handler.readonly or not view.conflicts():

@@ -174,6 +174,7 @@ class Service:
         if self.draining:
             raise Refused("unavailable", "the worker is handing over", retry_after=BUSY_RETRY_S)
         if executor.load >= self._settings.queue_limit:
+            executor.count_busy()
             message = f"{executor.load} requests are waiting, the limit of agent {self._agent.name}"
             raise Refused("busy", message, retry_after=BUSY_RETRY_S)
         request = Request(

@@ -20,6 +20,7 @@ ErrorType = Literal[
     "busy",
     "deadline_exceeded",
     "handler_error",
+    "timeout",
     "unencodable_reply",
     "too_large",
     "read_only",

@@ -25,7 +25,7 @@ class Figure:
     def line(self) -> str:
         limit = "" if self.bound is None else f"{'≤' if self.at_most else '≥'} {number(self.bound)}"
         verdict = "" if self.bound is None else "ok" if self.met else "MISSED"
-        text = f"  {self.name:<62}{number(self.value):>9} {self.unit:<6}{limit:>10}  {verdict:<7}"
+        text = f"  {self.name:<66}{number(self.value):>9} {self.unit:<6}{limit:>10}  {verdict:<7}"
         for name, value in self.baselines.items():
             ratio = self.value / value if value else float("nan")
             text += f" {name} {number(value)} (x{ratio:.3g})"

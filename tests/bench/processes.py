@@ -16,8 +16,8 @@ from orun.worker import plain
 from tests.support import Orun, orun_in, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
-UNLIMITED = ("--set", "runtime.intensity=1000000")
-"""A benchmark kills more often than any supervisor should allow."""
+UNLIMITED = ("--set", "runtime.intensity=1000000", "--set", "runtime.backoff=0s")
+"""A benchmark kills more often than any supervisor should allow, and every death shall be like a first one."""
 
 
 @contextlib.contextmanager

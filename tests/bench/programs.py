@@ -14,8 +14,16 @@ def add(state, request):
     return {"total": total, "data": request["data"]}
 
 @agent.handler
-def slow(state, request):
+def sleep(state, request):
     time.sleep(0.010)
+    state["total"] = total = state.get("total", 0) + 1
+    return {"total": total}
+
+@agent.handler
+def compute(state, request):
+    end = time.perf_counter() + 0.010
+    while time.perf_counter() < end:
+        pass
     state["total"] = total = state.get("total", 0) + 1
     return {"total": total}
 
@@ -77,7 +85,17 @@ def add(state, request):
 def total(state, request):
     return {"total": state.get("total", 0)}
 
-HANDLERS = {"add": add, "total": total}
+def sleep(state, request):
+    time.sleep(0.010)
+    return add(state, {"data": None})
+
+def compute(state, request):
+    end = time.perf_counter() + 0.010
+    while time.perf_counter() < end:
+        pass
+    return add(state, {"data": None})
+
+HANDLERS = {"add": add, "sleep": sleep, "compute": compute, "total": total}
 
 class Connection(asyncio.Protocol):
     def connection_made(self, transport):

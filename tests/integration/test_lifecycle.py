@@ -212,6 +212,7 @@ def test_a_dead_runtime_is_restarted_by_its_guard(orun: Orun) -> None:
     orun.call("add", {"amount": 1})
     os.kill(status["runtime_pid"], signal.SIGKILL)
     assert orun.call("add", {"amount": 1}) == {"total": 2}
+    wait_until(lambda: orun.run("status").returncode == 0, what="the runtime to answer")
     again = orun.status()
     assert again["pid"] == status["pid"]
     assert again["runtime_pid"] != status["runtime_pid"]

@@ -52,7 +52,7 @@ def test_an_agent_that_stays_busy_is_an_error_with_retry_after(cli: Cli, service
 
 def test_a_deadline_that_passes_is_124(cli: Cli, service: Service) -> None:
     stop = threading.Event()
-    endpoint = service.agent("a", {"work": lambda request: None if stop.wait(10) else None})
+    endpoint = service.agent("a", {"work": lambda request: (stop.wait(10), None)[1]})
     error = cli.error("call", "work", "--timeout", "200ms", code=124)
     stop.set()
     assert error["type"] == "deadline_exceeded"

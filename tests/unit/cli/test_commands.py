@@ -161,10 +161,13 @@ def test_stop_that_takes_too_long_is_124(tmp_path: Path) -> None:
 
 
 def test_reload_says_what_runs_now(cli: Cli, service: Service) -> None:
-    service.operations["reload"] = lambda args: {"agents": [{"name": args["agent"] or "all", "version": "v2"}]}
+    service.operations["reload"] = lambda args: {
+        "agents": [{"agent": args["agent"] or "all", "version": "v2", "changed": args["agent"] is not None}]
+    }
     done = cli("reload", "counter")
     assert (done.stdout, done.stderr) == (b"", b"counter: now version v2\n")
     assert json.loads(cli("reload", "--json").stdout)["agents"][0]["version"] == "v2"
+    assert cli("reload").stderr == b"all: nothing has changed\n"
     assert cli("reload", "--quiet").stderr == b""
 
 

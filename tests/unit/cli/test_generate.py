@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
+import sys
 import sysconfig
+import time
 from pathlib import Path
 from typing import Any
 
@@ -160,28 +163,36 @@ def test_fish_completes(cli: Cli, names: Service, line: str, expected: set[str])
     assert expected <= {found.split("\t")[0] for found in done.stdout.splitlines()}
 
 
-ZSH = """
-zmodload zsh/zpty
-zpty z zsh -f -i
-zpty -w z 'PROMPT="READY> "; autoload -U compinit; compinit -D -u; zstyle ":completion:*" verbose no
-LISTMAX=0; setopt no_always_last_prompt; source {script}; print -r LOADED'
-while zpty -r z line; do [[ $line == *LOADED* && $line != *print* ]] && break; done
-zpty -w -n z {line}$'\\t\\t'
-zpty -w -n z $'\\n'
-zpty -w z 'print -r D""ONE'
-while zpty -r z line; do print -r -- "$line"; [[ $line == *DONE* ]] && break; done
-"""
+def typed(program: str, setup: str, line: str, expected: str, env: dict[str, str]) -> str:
+    """What a shell on a terminal shows after a line and a TAB; ends early once the expected text is there."""
+    on_a_terminal = [sys.executable, "-c", "import pty, sys; pty.spawn(sys.argv[1:])", program, "-f", "-i"]
+    shown = b""
+    with subprocess.Popen(on_a_terminal, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        assert shell.stdin is not None
+        assert shell.stdout is not None
+        # The marker is not what is typed, so its echo does not count.
+        os.write(shell.stdin.fileno(), setup.encode() + b"\nprint -r S''ET\n")
+        for wanted, then in ((b"SET", line.encode() + b"\t\t"), (expected.encode(), b"")):
+            deadline = time.monotonic() + 20
+            while wanted not in shown and time.monotonic() < deadline:
+                if select.select([shell.stdout], [], [], 0.1)[0]:
+                    shown += os.read(shell.stdout.fileno(), 1 << 16)
+            os.write(shell.stdin.fileno(), then)
+        shell.kill()
+    return shown.decode(errors="replace")
 
 
 def test_zsh_completes(cli: Cli, names: Service) -> None:
-    """Through a terminal of its own, as zsh completes nowhere else."""
+    """On a terminal of its own, as zsh completes nowhere else."""
     program = need("zsh")
-    for line, expected in (("orun checkpoint ", "verify"), ("orun call --agent ", "counter")):
-        script = ZSH.format(script=ROOT / "completions" / "_orun", line=f"'{line}'")
-        done = subprocess.run(
-            [program, "-f", "-c", script], env=environment(cli), capture_output=True, text=True, timeout=60, check=False
-        )
-        assert expected in done.stdout, done.stdout
+    setup = f"autoload -U compinit; compinit -D -u; source {ROOT}/completions/_orun"
+    for line, expected in (
+        ("orun checkpoint ", "verify"),
+        ("orun call --agent ", "counter"),
+        ("orun call ", "total"),
+        ("orun run --det", "--detach"),
+    ):
+        assert expected in typed(program, setup, line, expected, environment(cli) | {"TERM": "xterm"})
 
 
 def test_the_schema_accepts_the_templates_and_names_every_key() -> None:

@@ -58,6 +58,14 @@ def obedient() -> None:
     wait_for_ever()
 
 
+def talker() -> None:
+    """Writes to its terminal, from outside of the foreground group."""
+    signal.signal(signal.SIGINT, lambda *_: (say("got 2"), os.write(1, b"bye\n"), sys.exit(0)))
+    os.write(1, b"hello\n")
+    say("ready")
+    wait_for_ever()
+
+
 def plain() -> None:
     """Has no handlers: a signal ends it."""
     say(f"ready {os.getpid()}")
@@ -84,6 +92,15 @@ def tree() -> None:
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     stubborn_tree(9, 9)
     say(f"ready {os.getpid()} {os.environ['ORUN_RESTARTS']}")
+    wait_for_ever()
+
+
+def nested() -> None:
+    """Starts a tree of its own under a guard of its own, the program named by ORUN_TEST_GUARD."""
+    guard = os.environ["ORUN_TEST_GUARD"]
+    if os.fork() == 0:
+        os.setsid()
+        os.execv(guard, [guard, "--", sys.executable, "-I", sys.argv[0], "tree", sys.argv[2]])
     wait_for_ever()
 
 

@@ -201,6 +201,10 @@ class Desk:
 
         self.committer.environment.write(build)
 
+    def environment_restore(self, database: str, key: bytes, value: bytes) -> None:
+        """Put a value back."""
+        self.committer.environment.write(lambda txn: txn.put(database, key, value))
+
     def rows(self, database: str) -> list[tuple[bytes, bytes]]:
         """Everything in a named database."""
         with self.committer.environment.read() as txn:

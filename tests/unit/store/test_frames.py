@@ -82,4 +82,4 @@ def test_layout_of_a_frame_is_the_documented_one() -> None:
         + "0200" + "00" + "00"
         + value[HEADER_SIZE:].hex()
     )
-    assert value[4:8].hex() == "GOLDEN"
+    assert value[4:8].hex() == "827c98dd"
