@@ -204,7 +204,7 @@ class AgentHost:
             program = snapshot(self.path)
             before = self.version
             if program.version == before:
-                return {"name": self.name, "version": before, "changed": False}
+                return {"agent": self.name, "version": before, "changed": False}
             template = await self._new_template(program)
             if template.agent != self.name:
                 template.kill()
@@ -225,7 +225,7 @@ class AgentHost:
                     leftover.kill()
             await hand_over(process, f"reload from {before}")
             self.refill()
-            return {"name": self.name, "version": self.version, "previous": before, "changed": True}
+            return {"agent": self.name, "version": self.version, "previous": before, "changed": True}
 
     def close(self) -> None:
         """End the template and the standby."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
+import traceback
 from typing import Any, NoReturn
 
 from orun import settings_file
@@ -22,6 +24,13 @@ def main() -> NoReturn:
     except OrunError as error:
         ready.failed(error)
         code = error.code
+    except Exception as error:  # noqa: BLE001  a defect of ours: it is told whole, and the guard starts again
+        traceback.print_exc()
+        sys.stderr.flush()
+        if ready.served:
+            os.kill(os.getpid(), signal.SIGKILL)
+        ready.failed(OrunError(f"a defect of orun: {type(error).__name__}: {error}", hint="its traceback is above"))
+        code = 1
     sys.stdout.flush()
     sys.stderr.flush()
     # Not by returning: a thread that hangs in a system call must not keep a runtime that has said its last word.
@@ -44,12 +53,20 @@ class Ready:
     """Tells whoever started the runtime that it is ready, or why it will not be."""
 
     def __init__(self, fd: str) -> None:
+        self.served = False
         self._fd = int(fd) if fd else None
-        if self._fd is not None:
-            os.set_inheritable(self._fd, False)
+        if self._fd is None:
+            return
+        os.set_inheritable(self._fd, False)
+        if os.environ.get("ORUN_RESTARTS", "0") != "0":
+            # Whoever waited was answered by this runtime's predecessor.
+            os.close(self._fd)
+            self._fd = None
+            self.served = True
 
     def succeeded(self, document: dict[str, Any]) -> None:
         """It serves."""
+        self.served = True
         self._send({"ok": True, **document})
 
     def failed(self, error: OrunError) -> None:

@@ -159,7 +159,9 @@ class Client:
     ) -> None:
         await self.close()
 
-    async def call(self, handler: str, payload: Any = None, *, key: str | None = None, timeout: float | None = None) -> Any:
+    async def call(
+        self, handler: str, payload: Any = None, *, key: str | None = None, timeout: float | None = None
+    ) -> Any:
         """Ask a handler and return its reply.
 
         Raises DeadlineExceeded when there is none in time, NotRunning when the runtime is gone, and

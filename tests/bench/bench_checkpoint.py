@@ -9,7 +9,7 @@ from tests.bench import programs
 from tests.bench.bench_recovery import BLOCKS, PAYLOAD, _fill
 from tests.bench.figures import Figure, Report, quantile
 from tests.bench.load import Caller
-from tests.bench.processes import control, elapsed_ms, orun_agent, socket_path
+from tests.bench.processes import control, orun_agent, socket_path
 from tests.support import Orun
 
 DIRTY = 1000
@@ -45,16 +45,17 @@ def _touch(orun: Orun, number: int) -> None:
 
 
 def _window(orun: Orun, seconds: float, taken: list[float] | None) -> list[float]:
-    """Latencies of a stretch of requests, with a checkpoint in its middle when ``taken`` is given."""
-    latencies: list[float] = []
+    """Latencies of a stretch of requests; with ``taken``, of those that were under way during a checkpoint."""
     caller = Caller(socket_path(orun), "add", PAYLOAD)
-    thread = threading.Thread(target=lambda: latencies.extend(caller.run(seconds, WINDOW)[1]))
+    thread = threading.Thread(target=caller.run, args=(seconds, WINDOW))
     thread.start()
+    begin, end = 0.0, float("inf")
     if taken is not None:
         time.sleep(seconds / 4)
         begin = time.perf_counter()
         control(orun, "checkpoint")
-        taken.append(elapsed_ms(begin))
+        end = time.perf_counter()
+        taken.append((end - begin) * 1000)
     thread.join()
     caller.close()
-    return latencies
+    return [ended - started for started, ended in caller.spans if ended >= begin and started <= end]

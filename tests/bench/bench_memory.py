@@ -10,7 +10,6 @@ from tests.bench.load import Caller
 from tests.bench.processes import (
     bare_worker,
     control,
-    descendants,
     orun_agent,
     pss_mb,
     settle,
@@ -81,14 +80,14 @@ def _shares(orun: Orun) -> dict[str, float]:
     named = {status["pid"]: "guard", status.get("runtime_pid"): "runtime", agent["pid"]: "worker"}
     named |= {agent["standby"]: "standby", agent["template"]: "template"}
     shares = {}
-    for pid in (status["pid"], *descendants(status["pid"])):
+    for pid in orun.processes():
         shares[f"{named.get(pid) or _guess(pid)} {pid}"] = pss_mb(pid)
     return shares
 
 
 def _guess(pid: int) -> str:
     text = title(pid)
-    for name in ("gateway", "standby", "template", "worker", "forkserver", "runtime", "guard"):
+    for name in ("gateway", "standby", "template", "worker", "forkserver", "runtime", "sentinel", "guard"):
         if name in text:
             return name
     return f"other({text[:60]})"

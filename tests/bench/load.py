@@ -31,6 +31,8 @@ class Caller:
         self._seq = 0
         self._decoder = wire.Decoder(64 << 20)
         self._socket = self._connect()
+        self.spans: list[tuple[float, float]] = []
+        """When each request of the latest run began and ended."""
 
     def close(self) -> None:
         self._socket.close()
@@ -38,7 +40,7 @@ class Caller:
     def run(self, seconds: float, window: int) -> tuple[float, list[float]]:
         """Requests per second, and each one's latency in seconds."""
         started: dict[int, float] = {}
-        latencies: list[float] = []
+        self.spans = spans = []
         begin = now = time.perf_counter()
         end = begin + seconds
         self._send(started, window, now)
@@ -47,10 +49,10 @@ class Caller:
             now = time.perf_counter()
             for seq, ok, body in replies:
                 assert ok, body
-                latencies.append(now - started.pop(seq))
+                spans.append((started.pop(seq), now))
             if now < end:
                 self._send(started, len(replies), now)
-        return len(latencies) / (now - begin), latencies
+        return len(spans) / (now - begin), [end - begin for begin, end in spans]
 
     def once(self) -> Any:
         """One request, through any number of broken connections: always under the same identifier."""

@@ -68,18 +68,6 @@ def bare_worker(folder: Path, source: str, *arguments: str, **options: Any) -> I
         process.wait()
 
 
-def children(pid: int) -> list[int]:
-    found: list[int] = []
-    with contextlib.suppress(OSError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            found += map(int, Path(f"/proc/{pid}/task/{task}/children").read_text().split())
-    return found
-
-
-def descendants(pid: int) -> list[int]:
-    return [found for child in children(pid) for found in (child, *descendants(child))]
-
-
 def pss_mb(pid: int) -> float:
     """Proportional set size: shared pages are divided among those that share them."""
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():

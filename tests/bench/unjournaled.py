@@ -30,7 +30,7 @@ class NoJournal:
 
 class NoPage:
     handler_start_ns = handler_lsn = handler_deadline_ns = 0
-    requests = errors = in_flight = queue_depth = last_lsn = 0
+    requests = errors = busy = in_flight = queue_depth = last_lsn = 0
 
     def record_latency(self, ns: int) -> None:
         """Counted nowhere."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -36,7 +37,8 @@ def test_a_lock_left_by_a_dead_runtime_is_no_obstacle(orun: Orun) -> None:
     orun.start(agent)
     orun.call("add", {"amount": 1})
     for pid in orun.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not orun.processes(), what="every process to be gone")
     assert (orun.state_dir / "lock").exists()
     orun.start(agent)

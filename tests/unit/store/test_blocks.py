@@ -62,7 +62,9 @@ operations = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(operations, min_size=1, max_size=8), st.data())
-def test_versions_are_those_of_a_list_of_dicts(checkpoints: list[list[tuple[bytes, bytes | None]]], data: st.DataObject) -> None:
+def test_versions_are_those_of_a_list_of_dicts(
+    checkpoints: list[list[tuple[bytes, bytes | None]]], data: st.DataObject
+) -> None:
     """Each checkpoint is read as it was, while the oldest ones are retired one after the other."""
     codec = BlockCodec()
     with tempfile.TemporaryDirectory() as folder:

@@ -12,7 +12,7 @@ from orun.errors import InUse, NotFound, UsageError
 from orun.store import checkpoints, deadletters, idempotency, log
 from orun.store.records import FLAG_KEYED, FLAG_READONLY, Kind, encode_effect
 from orun.store.verify import verify
-from tests.unit.store.harness import SMALL, Desk, eventfd_count
+from tests.unit.store.harness import SMALL, Desk, Worker, eventfd_count
 
 
 def test_activation_fences_and_loses_nothing(desk: Desk) -> None:
@@ -338,8 +338,6 @@ def test_several_agents_share_a_commit(desk: Desk) -> None:
     worker = desk.activate()
     other = desk.committer.activate("other", durability="process", version="v", reason="test")
     worker.change({b"k": b"v"})
-    from tests.unit.store.harness import Worker
-
     second = Worker(other, {0: {}})
     second.change({b"k": b"w"})
     desk.committer.commit()

@@ -50,7 +50,7 @@ def test_map_grows_under_a_reader_in_another_process(tmp_path: Path) -> None:
     environment.close()
 
 
-def test_map_grows_ahead_of_what_is_announced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_map_grows_ahead_of_what_is_announced(tmp_path: Path) -> None:
     environment = Environment.for_writer(tmp_path, 1 << 20)
     runs: list[int] = []
 

@@ -10,7 +10,9 @@ from orun.store.frames import HEADER_SIZE, FrameCodec
 from orun.store.records import Kind
 from orun.store.recovery import join
 
-payloads = st.lists(st.binary(max_size=200) | st.integers(0, 900).map(lambda size: b"x" * size), min_size=1, max_size=20)
+payloads = st.lists(
+    st.binary(max_size=200) | st.integers(0, 900).map(lambda size: b"x" * size), min_size=1, max_size=20
+)
 
 
 def drained_of(payloads: list[bytes], first_lsn: int = 1, prev_crc: int = 0, epoch: int = 1) -> Drained:
@@ -77,9 +79,14 @@ def test_layout_of_a_frame_is_the_documented_one() -> None:
         + "0500000000000000" * 2
         + "e803000000000000" * 2
         + "4d00000000000000"
-        + "01000000" + "38000000" + "38000000"
-        + "09000000" + value[HEADER_SIZE + 4 : HEADER_SIZE + 8].hex()
-        + "0200" + "00" + "00"
+        + "01000000"
+        + "38000000"
+        + "38000000"
+        + "09000000"
+        + value[HEADER_SIZE + 4 : HEADER_SIZE + 8].hex()
+        + "0200"
+        + "00"
+        + "00"
         + value[HEADER_SIZE:].hex()
     )
     assert value[4:8].hex() == "827c98dd"

@@ -50,10 +50,10 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         StateDir(tmp_path / "file" / "state").create()
 
 
-@pytest.mark.parametrize(("magic", "name"), [(0x6969, "NFS"), (0xFF534D42, "CIFS"), (0x65735546, "FUSE"), (0x01021997, "9p")])
-def test_network_file_system_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, name: str
-) -> None:
+@pytest.mark.parametrize(
+    ("magic", "name"), [(0x6969, "NFS"), (0xFF534D42, "CIFS"), (0x65735546, "FUSE"), (0x01021997, "9p")]
+)
+def test_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, magic: int, name: str) -> None:
     monkeypatch.setattr(layout, "filesystem_magic", lambda path: magic)
     with pytest.raises(UsageError, match=name):
         StateDir(tmp_path).create()

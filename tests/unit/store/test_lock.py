@@ -67,7 +67,7 @@ def test_forked_child_does_not_keep_the_lock(tmp_path: Path) -> None:
     state = state_dir(tmp_path)
     script = _HOLD.replace(
         'print("held", flush=True)',
-        'import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\nprint(pid, flush=True)',
+        "import os, time\npid = os.fork()\nif pid == 0:\n    time.sleep(60)\nprint(pid, flush=True)",
     )
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(state.path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

@@ -103,6 +103,4 @@ def test_frame_out_of_order_is_refused(environment: Environment) -> None:
     end = _fill(environment, 1)
     behind = LogEnd(0, 0, 0, end.segment, end.segment_position)
     with pytest.raises(Damaged, match="not behind"):
-        environment.write(
-            lambda txn: log.append(txn, "a", behind, drained_of([b"x"]), CODEC, segment_bytes=1 << 20)
-        )
+        environment.write(lambda txn: log.append(txn, "a", behind, drained_of([b"x"]), CODEC, segment_bytes=1 << 20))
