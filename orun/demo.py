@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from orun.project import alive
 from orun.worker.client import Client, connect
 
 IN_FLIGHT = 16
@@ -138,7 +139,7 @@ class Demo:
             except ProcessLookupError:
                 continue
         began = time.monotonic()
-        while any(os.path.exists(f"/proc/{pid}") for pid in pids):
+        while any(alive(pid) for pid in pids):
             assert time.monotonic() - began < 5, "a process is left"
             time.sleep(0.001)
         say(f"   {len(pids)} processes killed; none is left after {(time.monotonic() - began) * 1000:.0f} ms")

@@ -43,7 +43,7 @@ def _show(
 ) -> None:
     """Show one request that was set aside.
 
-    Its payload, its attempts, and the error that its caller got. Stack dumps are in the state directory's dumps/.
+    Its payload, its attempts, and the stack dumps that were kept.
     """
     from orun.cli import offline, shown
 

@@ -17,11 +17,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from orun.engine import compiler
+from orun.engine.compiler import GUARD, HINT_CACHE, LIBRARY, RECIPES, ZIG_VERSION
 from orun.errors import EngineUnavailable
 
-ZIG_VERSION = "0.17.0"
-LIBRARY = "liborun.so"
-GUARD = "orun-guard"
 PREBUILT = Path(__file__).parent / "prebuilt"
 
 Progress = Callable[[str], None]
@@ -38,16 +37,7 @@ VARIANTS: dict[str, tuple[tuple[str, frozenset[str]], ...]] = {
 Not for the very CPU: an image that was built on one machine has to start on the next.
 """
 
-# Without the compiler's run-time library, which takes 5 s to build: memcpy and memset come from the
-# process's libc, and the guard has its own. Atomics must stay atomic, so the library is not single-threaded.
-_COMMON = ("-O", "ReleaseSafe", "-fstrip", "-fno-compiler-rt", "-fno-stack-check")
-_RECIPES: dict[str, tuple[str, ...]] = {
-    LIBRARY: ("build-lib", "root.zig", "-dynamic", "-fallow-shlib-undefined", *_COMMON),
-    GUARD: ("build-exe", "guard.zig", "-fsingle-threaded", *_COMMON),
-}
 _MANIFEST = "manifest"
-_COMPILE_SECONDS_MAX = 600
-_HINT_CACHE = "set ORUN_CACHE_DIR to a folder that can be written to and that programs may run from"
 
 
 class Built(NamedTuple):
@@ -100,8 +90,8 @@ def info() -> dict[str, Any]:
         "abi": _abi_of(found.library) if found else None,
         "key": key,
         "cache_dir": str(cache_dir()),
-        "sources": str(carried.library.parent if carried else source_dir()),
-        "zig": _installed_zig(),
+        "sources": str(carried.library.parent if carried else compiler.source_dir()),
+        "zig": compiler.installed_zig(),
         "zig_needed": ZIG_VERSION,
         "machine": machine,
         "cpu": _cpu(machine),
@@ -118,27 +108,15 @@ def cache_dir() -> Path:
     return Path(os.path.expanduser("~")) / ".cache" / "orun"
 
 
-def source_dir() -> Path:
-    """The Zig sources: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parents[1]
-    for folder in (package / "_zig", package.parent / "zig"):
-        if (folder / "root.zig").is_file():
-            return folder
-    raise EngineUnavailable(
-        "the engine's Zig sources are missing from this installation",
-        hint="reinstall orun: pip install --force-reinstall orun",
-    )
-
-
 def build_key() -> str:
     """Names a build by all that goes into it: sources, compiler, options and CPU."""
     import hashlib
 
     digest = hashlib.sha256()
-    for path in sorted(source_dir().glob("*.zig")):
+    for path in sorted(compiler.source_dir().glob("*.zig")):
         digest.update(f"{path.name}\0".encode() + path.read_bytes() + b"\0")
     machine = _machine()
-    parts = (ZIG_VERSION, machine, _cpu(machine), *_RECIPES[LIBRARY], *_RECIPES[GUARD])
+    parts = (ZIG_VERSION, machine, _cpu(machine), *RECIPES[LIBRARY], *RECIPES[GUARD])
     digest.update("\0".join(parts).encode())
     return digest.hexdigest()[:24]
 
@@ -163,61 +141,6 @@ def _cpu(machine: str) -> str:
     return next((name for name, needed in VARIANTS[machine] if needed <= features), "baseline")
 
 
-def compile_command(output: str, target: str, cpu: str, cache: Path, emit: Path) -> list[str]:
-    """The compiler's command line for one of the two files."""
-    command, source, *options = _RECIPES[output]
-    python = [sys.executable, "-P", "-m", "ziglang"]  # -P: a folder named ziglang here is not the compiler
-    places = [f"-femit-bin={emit}", "--cache-dir", str(cache), "--global-cache-dir", str(cache)]
-    name = ["--name", "orun", "-target", target, f"-mcpu={cpu}"]
-    return [*python, command, str(source_dir() / source), *name, *options, *places]
-
-
-def compile_all(jobs: dict[Path, list[str]]) -> None:
-    """Run compilers side by side; raises EngineUnavailable with what the first that failed said."""
-    import subprocess
-
-    running = []
-    try:
-        for emit, command in jobs.items():
-            process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-            )
-            running.append((emit, process))
-        for emit, process in running:
-            _, said = process.communicate(timeout=_COMPILE_SECONDS_MAX)
-            if process.returncode != 0 or not emit.is_file():
-                raise _explain(process.returncode, said)
-    except subprocess.TimeoutExpired as failure:
-        raise EngineUnavailable(
-            f"the Zig compiler did not finish within {_COMPILE_SECONDS_MAX} s",
-            hint="look at the load of this machine, then try `orun engine build`",
-        ) from failure
-    finally:
-        for _, process in running:
-            if process.poll() is None:
-                process.kill()
-            process.wait()
-            if process.stderr is not None:
-                process.stderr.close()
-
-
-def require_zig() -> None:
-    """Raise unless the compiler is there and is one that understands the sources."""
-    import importlib.util
-
-    if importlib.util.find_spec("ziglang") is None:
-        raise EngineUnavailable(
-            "the engine must be built for this machine, and the Zig compiler is not installed",
-            hint=f'pip install "ziglang=={ZIG_VERSION}"',
-        )
-    installed = _installed_zig()
-    if installed is not None and installed.split(".")[:2] != ZIG_VERSION.split(".")[:2]:
-        raise EngineUnavailable(
-            f"the engine needs the Zig compiler {ZIG_VERSION}, and {installed} is installed",
-            hint=f'pip install "ziglang=={ZIG_VERSION}"',
-        )
-
-
 def _machine() -> str:
     machine = os.uname().machine if sys.platform == "linux" else ""
     if machine not in VARIANTS:
@@ -227,15 +150,6 @@ def _machine() -> str:
             hint="run orun in a Linux container or virtual machine",
         )
     return machine
-
-
-def _installed_zig() -> str | None:
-    import importlib.metadata
-
-    try:
-        return importlib.metadata.version("ziglang")
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _find_prebuilt(machine: str) -> Built | None:
@@ -256,7 +170,7 @@ def variant_file(name: str) -> str:
 
 
 def _build_into(home: Path, machine: str, progress: Progress | None) -> None:
-    require_zig()
+    compiler.require_zig()
     if progress is not None:
         progress("building the engine (once, about 5 s)…")
     if home.exists():
@@ -266,11 +180,11 @@ def _build_into(home: Path, machine: str, progress: Progress | None) -> None:
     try:
         cache = cache_dir() / "zig"
         jobs = {
-            work / name: compile_command(name, f"{machine}-linux-none", _cpu(machine), cache, work / name)
-            for name in _RECIPES
+            work / name: compiler.compile_command(name, f"{machine}-linux-none", _cpu(machine), cache, work / name)
+            for name in RECIPES
         }
-        compile_all(jobs)
-        lines = [f"{name} {_sum(work / name)}\n" for name in _RECIPES]
+        compiler.compile_all(jobs)
+        lines = [f"{name} {_sum(work / name)}\n" for name in RECIPES]
         (work / _MANIFEST).write_text("".join(lines))
         os.rename(work, home)
     finally:
@@ -287,7 +201,7 @@ def _is_sound(home: Path) -> bool:
     try:
         lines = (home / _MANIFEST).read_text().splitlines()
         listed = dict(line.split(" ", 1) for line in lines)
-        return listed.keys() == _RECIPES.keys() and all(_sum(home / name) == listed[name] for name in _RECIPES)
+        return listed.keys() == RECIPES.keys() and all(_sum(home / name) == listed[name] for name in RECIPES)
     except (OSError, ValueError):
         return False
 
@@ -324,32 +238,8 @@ def _cache_errors() -> Iterator[None]:
     except OSError as failure:
         where = failure.filename or cache_dir()
         raise EngineUnavailable(
-            f"cannot keep the engine in the cache: {where}: {failure.strerror or failure}", hint=_HINT_CACHE
+            f"cannot keep the engine in the cache: {where}: {failure.strerror or failure}", hint=HINT_CACHE
         ) from failure
-
-
-def _explain(code: int, said: str) -> EngineUnavailable:
-    lines = [line for line in said.splitlines() if line.strip()]
-    for sign, text in (
-        ("NoSpaceLeft", "the disk is full"),
-        ("ReadOnlyFileSystem", "the file system is read-only"),
-        ("AccessDenied", "access is denied"),
-        ("PermissionDenied", "access is denied"),
-    ):
-        if sign in said:
-            message = f"cannot build the engine in {cache_dir()}: {text}"
-            return EngineUnavailable(message, hint=f"free some space there, or {_HINT_CACHE}")
-    if code < 0:
-        return EngineUnavailable(
-            f"the Zig compiler was killed by signal {-code}",
-            hint="it needs about 300 MB of memory; then try `orun engine build`",
-        )
-    first = next((i for i, line in enumerate(lines) if "error:" in line), 0)
-    shown = "\n".join(lines[first : first + 6]) or f"the Zig compiler failed with exit code {code}"
-    return EngineUnavailable(
-        f"the engine's sources do not compile:\n{shown}",
-        hint=f"the sources are in {source_dir()}; if you did not change them, reinstall orun",
-    )
 
 
 def _abi_of(library: Path) -> int | None:

@@ -48,11 +48,11 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,unused-ignore]
         machine = os.environ.get("ORUN_TARGET") or platform.machine()
         if os.environ.get("ORUN_NO_ENGINE") == "1" or sys.platform != "linux":
             return
-        build = _load_build(root)
+        build, compiler = _load_build(root)
         if machine not in build.VARIANTS:
             return
         self._work = tempfile.TemporaryDirectory(prefix="orun-wheel-")
-        for path in _compile(build, machine, Path(self._work.name)):
+        for path in _compile(build, compiler, machine, Path(self._work.name)):
             include[str(path)] = f"orun/engine/prebuilt/{path.name}"
         build_data["pure_python"] = False
         build_data["tag"] = _TAGS.format(machine)
@@ -63,29 +63,31 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc,unused-ignore]
             self._work.cleanup()
 
 
-def _load_build(root: Path) -> Any:
-    """``orun.engine.build`` of the tree that is built, whatever orun the build environment has."""
+def _load_build(root: Path) -> tuple[Any, Any]:
+    """The engine's own modules of the tree that is built, whatever orun the build environment has."""
     sys.path.insert(0, str(root))
     try:
-        from orun.engine import build
+        from orun.engine import build, compiler
     finally:
         sys.path.remove(str(root))
-    return build
+    return build, compiler
 
 
-def _compile(build: Any, machine: str, work: Path) -> list[Path]:
-    build.require_zig()
+def _compile(build: Any, compiler: Any, machine: str, work: Path) -> list[Path]:
+    compiler.require_zig()
     cache = work / "cache"
     target = f"{machine}-linux-none"
     out = work / "out"
     out.mkdir()
     guard_cpu = build.VARIANTS[machine][-1][0]
-    jobs = {out / build.GUARD: build.compile_command(build.GUARD, target, guard_cpu, cache, out / build.GUARD)}
+    jobs = {
+        out / compiler.GUARD: compiler.compile_command(compiler.GUARD, target, guard_cpu, cache, out / compiler.GUARD)
+    }
     for name, _ in build.VARIANTS[machine]:
         path = out / build.variant_file(name)
-        jobs[path] = build.compile_command(build.LIBRARY, target, name, cache, path)
+        jobs[path] = compiler.compile_command(compiler.LIBRARY, target, name, cache, path)
     for path, command in jobs.items():
-        build.compile_all({path: command})  # one by one: a build machine may be small
+        compiler.compile_all({path: command})  # one by one: a build machine may be small
         path.chmod(0o755)
     return list(jobs)
 

@@ -1,24 +1,40 @@
 """The journal: the ring that a worker appends to and the recorder drains, and records as such.
 
 A worker holds a ``JournalWriter``, the recorder a ``JournalReader`` for each ring; zig/ring.zig has the
-protocol between them. Records in the log have the same bytes, so ``scan`` reads both.
+protocol between them. What concerns single records is in ``orun.engine.record`` and offered here too.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
-import gc
 import mmap
 import os
-import struct
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol, final
+from typing import Any, Protocol, final
 
 from orun.engine.load import Engine, engine
+from orun.engine.record import RECORD_HEADER_BYTES, WHY, CorruptRecord, RecordView, crc32c, frame, scan
 from orun.errors import Damaged, OrunError, StorageFailed
 
-RECORD_HEADER_BYTES = 48
+__all__ = [
+    "RECORD_HEADER_BYTES",
+    "WAKE_ASLEEP",
+    "WAKE_DRAINING",
+    "WAKE_PACING",
+    "BlankJournal",
+    "CorruptRecord",
+    "Drained",
+    "JournalFenced",
+    "JournalFull",
+    "JournalReader",
+    "JournalWriter",
+    "RecordTooLarge",
+    "RecordView",
+    "crc32c",
+    "frame",
+    "scan",
+]
+
 _RING_HEADER_BYTES = 4096
 
 WAKE_DRAINING = 0
@@ -26,18 +42,6 @@ WAKE_ASLEEP = 1
 WAKE_PACING = 2
 
 _INVALID, _FULL, _FENCED, _TOO_LARGE = -1, -2, -3, -4
-_WHY = {
-    -5: "the data ends inside the record",
-    -6: "its sizes contradict each other",
-    -7: "its bytes do not match its checksum",
-    -8: "its number does not follow the record before it",
-    -9: "it does not continue the record before it",
-    -10: "it has a layout that this version does not know",
-    -11: "it belongs to another epoch",
-    -12: "the header is not that of an orun journal, or it is damaged",
-    -13: "it was made by a newer orun",
-    -14: "its head and tail contradict each other",
-}
 
 
 class JournalFull(OrunError):
@@ -52,36 +56,8 @@ class RecordTooLarge(OrunError):
     """A payload of more than half the ring."""
 
 
-class CorruptRecord(Damaged):
-    """A record that is not what was written.
-
-    ``offset`` counts from the start of the scanned data, or of the ring's file; ``lsn`` is the number
-    that the record should have, 0 when the data does not tell.
-    """
-
-    def __init__(self, where: str, offset: int, lsn: int, why: str) -> None:
-        number = f" (LSN {lsn})" if lsn else ""
-        super().__init__(f"{where}: the record at byte {offset}{number} is damaged: {why}")
-        self.offset = offset
-        self.lsn = lsn
-        self.why = why
-
-
 class BlankJournal(Damaged):
     """A ring file without any content: the machine stopped before the first of it reached the disk."""
-
-
-class RecordView(NamedTuple):
-    """One record, its payload not copied."""
-
-    lsn: int
-    kind: int
-    flags: int
-    ref: int
-    time_ms: int
-    epoch: int
-    payload: memoryview
-    crc: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +267,7 @@ class JournalReader:
         expected = consumer.next_lsn
         status = lib.orun_accept(consumer, data, size, size == pending, summary)
         if summary.count == 0:
-            raise CorruptRecord(self._path, _RING_HEADER_BYTES + start, expected, _WHY[status])
+            raise CorruptRecord(self._path, _RING_HEADER_BYTES + start, expected, WHY[status])
         return Drained(
             data if summary.size == size else data[: summary.size],
             summary.first_lsn,
@@ -353,6 +329,8 @@ class _Mapping:
                 os.close(descriptor)
         except OSError as failure:
             raise StorageFailed(f"cannot open the journal {path}: {failure.strerror}") from failure
+        # Otherwise the first touch reads the whole file ahead: 2 ms of the way back after a crash.
+        self._file.madvise(mmap.MADV_RANDOM)
         self.null = loaded.ffi.NULL
         self.view = memoryview(self._file)
         self.header: Any = loaded.ffi.from_buffer("Ring *", self._file, require_writable=True)
@@ -381,71 +359,4 @@ def _reserve(path: str, size: int) -> None:
 def _refused(path: str, status: int) -> Damaged:
     newer = status == -13
     hint = "use the orun that made it" if newer else "run `orun wal verify`, or restore a backup"
-    return Damaged(f"{path} cannot be used as a journal: {_WHY.get(status, f'status {status}')}", hint=hint)
-
-
-_ENTRY = struct.Struct("<QQQIIIIBB6x")
-
-
-@functools.cache
-def _new_entries() -> Any:
-    """Makes ``Entry[]``, not cleared: the engine fills what is read."""
-    return engine().ffi.new_allocator(should_clear_after_alloc=False)
-
-
-def scan(data: bytes | memoryview, prev_crc: int | None, where: str = "the log") -> list[RecordView]:
-    """All records in ``data``, verified; ``prev_crc`` is what the first must continue, None: anything.
-
-    Raises CorruptRecord at the first that is not sound.
-    """
-    loaded = engine()
-    ffi = loaded.ffi
-    room = len(data) // RECORD_HEADER_BYTES + 1
-    entries = _new_entries()("Entry[]", room)
-    summary = ffi.new("Summary *")
-    source = ffi.from_buffer(data)
-    status = loaded.lib.orun_scan(source, len(data), prev_crc is not None, prev_crc or 0, entries, room, summary)
-    if status:
-        lsn = summary.last_lsn + 1 if summary.count else 0
-        raise CorruptRecord(where, summary.size, lsn, _WHY[status])
-    listed = _ENTRY.iter_unpack(ffi.buffer(entries, summary.count * _ENTRY.size))
-    view = memoryview(data)
-    make = tuple.__new__  # a NamedTuple's own constructor takes twice as long
-    collecting = gc.isenabled()
-    gc.disable()  # or the collector walks the growing list again and again: half the time with 10,000 records
-    try:
-        return [
-            make(RecordView, (lsn, kind, flags, ref, time_ms, epoch, view[start:end], crc))
-            for lsn, time_ms, ref, start, end, epoch, crc, kind, flags in listed
-        ]
-    finally:
-        if collecting:
-            gc.enable()
-
-
-def frame(
-    kind: int,
-    lsn: int,
-    payload: bytes,
-    *,
-    ref: int,
-    flags: int,
-    epoch: int,
-    time_ms: int,
-    prev_crc: int,
-) -> bytes:
-    """One record, for those that the recorder writes itself."""
-    loaded = engine()
-    size = RECORD_HEADER_BYTES + (len(payload) + 7 & ~7)
-    out = loaded.ffi.new("uint8_t[]", size)
-    written = loaded.lib.orun_frame(out, size, kind, flags, lsn, ref, epoch, time_ms, prev_crc, payload, len(payload))
-    if written != size:
-        raise ValueError(f"a record of kind {kind} with {len(payload)} bytes cannot be framed")
-    return bytes(loaded.ffi.buffer(out, size))
-
-
-def crc32c(data: bytes | bytearray | memoryview, seed: int = 0) -> int:
-    """CRC-32C; ``seed`` is the checksum of what stands before ``data``."""
-    loaded = engine()
-    source = data if type(data) is bytes else loaded.ffi.from_buffer(data)
-    return loaded.lib.orun_crc32c(source, len(data), seed)  # type: ignore[no-any-return]
+    return Damaged(f"{path} cannot be used as a journal: {WHY.get(status, f'status {status}')}", hint=hint)

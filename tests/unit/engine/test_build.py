@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orun.engine import build, load
+from orun.engine import build, compiler, load
 from orun.errors import EngineUnavailable
 
 PROJECT = Path(__file__).parents[3]
@@ -44,7 +44,7 @@ def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> build.Built:
 def private_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     sources = tmp_path / "zig"
     shutil.copytree(PROJECT / "zig", sources, ignore=shutil.ignore_patterns(".zig-cache"))
-    monkeypatch.setattr(build, "source_dir", lambda: sources)
+    monkeypatch.setattr(compiler, "source_dir", lambda: sources)
     return sources
 
 
@@ -79,7 +79,7 @@ def test_a_damaged_cache_entry_is_noticed(built: build.Built, damage: str) -> No
 def test_a_damaged_cache_entry_is_built_again(private_cache: Path) -> None:
     home = private_cache / "engine" / build.build_key()
     home.mkdir(parents=True)
-    (home / build.LIBRARY).write_bytes(b"garbage")
+    (home / compiler.LIBRARY).write_bytes(b"garbage")
     again = build.ensure()
     assert again.seconds is not None
     assert load._open(again).lib.orun_crc32c(b"123456789", 9, 0) == 0xE3069283
@@ -131,13 +131,13 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     ],
 )
 def test_the_compilers_troubles_with_the_disk_are_named(said: str, expected: str) -> None:
-    failure = build._explain(1, said)
+    failure = compiler.explain(1, said)
     assert expected in failure.message
     assert "ORUN_CACHE_DIR" in str(failure.hint)
 
 
 def test_a_compiler_that_was_killed_is_named() -> None:
-    assert "killed by signal 9" in build._explain(-9, "").message
+    assert "killed by signal 9" in compiler.explain(-9, "").message
 
 
 def run_python(code: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -205,12 +205,12 @@ def test_a_prebuilt_library_is_used_when_the_cpu_can(
     carried = tmp_path / "prebuilt"
     carried.mkdir()
     monkeypatch.setattr(build, "PREBUILT", carried)
-    shutil.copy(built.guard, carried / build.GUARD)
+    shutil.copy(built.guard, carried / compiler.GUARD)
     variants = build.VARIANTS[os.uname().machine]
     for name, _ in variants:
         shutil.copy(built.library, carried / build.variant_file(name))
     assert build.ensure() == build.Built(
-        carried / build.variant_file(variants[0][0]), carried / build.GUARD, "prebuilt", variants[0][0]
+        carried / build.variant_file(variants[0][0]), carried / compiler.GUARD, "prebuilt", variants[0][0]
     )
     assert build.ensure(prebuilt=False).source == "cache"
     nothing_fits = {os.uname().machine: (("impossible", frozenset(["no such feature"])),)}

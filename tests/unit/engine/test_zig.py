@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from orun.engine import build, generate
+from orun.engine import build, compiler, generate
 
 ZIG = Path(__file__).parents[3] / "zig"
 CACHE = build.cache_dir() / "zig"
@@ -38,11 +38,11 @@ def test_the_tests_pass_optimised_on_a_cpu_without_crc_instructions() -> None:
 
 
 @pytest.mark.parametrize("machine", list(build.VARIANTS))
-@pytest.mark.parametrize("name", [build.LIBRARY, build.GUARD])
+@pytest.mark.parametrize("name", [compiler.LIBRARY, compiler.GUARD])
 def test_it_compiles_for_every_machine(machine: str, name: str, tmp_path: Path) -> None:
     cpu = build.VARIANTS[machine][-1][0]
     output = tmp_path / name
-    build.compile_all({output: build.compile_command(name, f"{machine}-linux-none", cpu, CACHE, output)})
+    compiler.compile_all({output: compiler.compile_command(name, f"{machine}-linux-none", cpu, CACHE, output)})
     assert output.stat().st_size < 100_000
 
 
