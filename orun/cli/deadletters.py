@@ -43,7 +43,7 @@ def _show(
 ) -> None:
     """Show one request that was set aside.
 
-    Its payload, its attempts, and the stack dumps that were kept.
+    Its payload, its attempts, and the error that its caller got. Stack dumps are in dumps/ of the state directory.
     """
     from orun.cli import offline, shown
 

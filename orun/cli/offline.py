@@ -1,30 +1,46 @@
 """Commands on what is stored, whether a runtime runs or not.
 
-A running runtime is asked, as it is the only writer. Without one this process takes the lock, takes over what a
-dead orun left in its journals, and performs the same operation itself.
+Reading is done from the database directly, beside the runtime or without it. A change goes through the running
+runtime, which is the only writer; without one this process takes the lock, takes over what a dead orun left in
+its journals, makes the change and lets go.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from orun import project, settings_file
 from orun.cli import output
-from orun.runtime.storage import Storage
+from orun.observe import changes, storage
 from orun.store import backup
+from orun.store.environment import Environment
 from orun.store.layout import StateDir
 from orun.store.lock import StateLock
 from orun.store.recorder import Recorder
 
 Document = dict[str, Any]
 
+_READS: dict[str, Callable[[Environment, Mapping[str, Any]], Document]] = {
+    "checkpoints": lambda db, args: storage.list_checkpoints(db, args["agent"]),
+    "checkpoint_show": lambda db, args: storage.show_checkpoint(db, args["id"], args["agent"]),
+    "checkpoint_verify": lambda db, args: storage.verify_checkpoints(db, args["ids"], args["agent"]),
+    "wal_show": lambda db, args: storage.show_records(db, args["agent"], args["from"], args["to"], args["limit"]),
+    "wal_verify": lambda db, args: storage.verify_log(db, args["agent"]),
+    "deadletters": lambda db, args: storage.list_deadletters(db, args["agent"]),
+    "deadletters_show": lambda db, args: storage.show_deadletter(db, args["id"]),
+    "backup": lambda db, args: storage.write_backup(db, args["path"]),
+}
+
 
 def perform(state_dir: str | None, op: str, args: Mapping[str, Any]) -> Document:
     """Perform an operation of the store and return its document."""
     folder = project.find_state_dir(state_dir)
+    if op in _READS:
+        with storage.opened(folder) as environment:
+            return _READS[op](environment, args)
     if op == "restore" and args.get("source") and not (StateDir(folder).journal / "data.mdb").exists():
         return _fill(folder, Path(args["source"]), dry_run=args["dry_run"])
     if project.running(project.require_state_dir(folder)) is not None:
@@ -34,7 +50,7 @@ def perform(state_dir: str | None, op: str, args: Mapping[str, Any]) -> Document
         assert isinstance(document, dict)
         return document
     with _recorder(folder) as recorder:
-        return Storage(recorder).table()[op](dict(args))
+        return changes.CHANGES[op](recorder, args)
 
 
 @contextmanager
@@ -72,4 +88,4 @@ def _fill(folder: str, source: Path, *, dry_run: bool) -> Document:
     else:
         info = backup.restore_backup(source, StateDir(folder), settings_file.load().settings.store)
     agents = [{"agent": name, "source": str(source)} for name in info.agents]
-    return {"applied": not dry_run, "fresh": True, "agents": agents}
+    return {"dry_run": dry_run, "fresh": True, "agents": agents}

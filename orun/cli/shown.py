@@ -46,7 +46,7 @@ def verified_log(document: Mapping[str, Any]) -> str:
         problems = entry.get("problems", ())
         counts = ", ".join(f"{entry[what]} {what}" for what in ("records", "blocks", "checkpoints"))
         lines.append(f"{entry['agent']}: {counts}: {'DAMAGED' if problems else 'ok'}")
-        lines += [f"  {_place(problem)}: {problem['why']}" for problem in problems]
+        lines += [f"  {problem['text']}" for problem in problems]
     return "\n".join(lines) or "no log yet"
 
 
@@ -107,11 +107,6 @@ def _table(header: tuple[str, ...], rows: list[tuple[Any, ...]]) -> str:
 
 def _size(size_bytes: int | None) -> str | None:
     return None if size_bytes is None else format_size(size_bytes)
-
-
-def _place(problem: Mapping[str, Any]) -> str:
-    place = f"{problem['where']} at log position {problem['lsn']}"
-    return f"{place} (segment {problem['segment']}, byte {problem['offset']})" if problem["where"] == "log" else place
 
 
 def _value(name: str, value: Any) -> str:

@@ -25,6 +25,7 @@ from orun.store.lane import Lane
 from orun.store.records import FLAG_READONLY, Kind, iterate_changes
 
 _READ_BYTES = 32 << 10
+_RECORDS_AT_ONCE = 32
 _CHANGES = (Kind.EFFECT, Kind.RESTORE)
 
 
@@ -77,6 +78,7 @@ class CheckpointJob(Job):
         self._open_before: list[int] = []
         self._read_lsn = 0
         self._base: CheckpointInfo | None = None
+        self._batch: list[RecordView] = []
         self._changes: dict[bytes, bytes | None] = {}
         self._keys: list[bytes] | None = None
         self._at = 0
@@ -88,7 +90,7 @@ class CheckpointJob(Job):
 
     def prepare(self, txn: Txn) -> None:
         """Read the log for a while; after its end, encode the next blocks."""
-        deadline = self._monotonic() + SLICE_S
+        deadline = self._monotonic() + SLICE_S * self.haste
         if not self._started:
             self._start()
         if self.finished:
@@ -116,9 +118,11 @@ class CheckpointJob(Job):
                 self._open.add(record)
         self._open_before = []
         while self._read_lsn < self.lsn and self._monotonic() < deadline:
-            batch = log.read(txn, self.agent, self._frames, self._read_lsn, upto_lsn=self.lsn, bytes_max=_READ_BYTES)
-            assert batch, "the log ends before the checkpoint"
-            for record in (record for records in batch for record in records):
+            if not self._batch:
+                self._read(txn)
+            # Taken from the end: the batch is in reverse.
+            for _ in range(min(_RECORDS_AT_ONCE, len(self._batch))):
+                record = self._batch.pop()
                 self._open.add(record)
                 if record.kind in _CHANGES:
                     self._changes.update(iterate_changes(record.payload))
@@ -127,8 +131,13 @@ class CheckpointJob(Job):
             # In order, because neighbours share pages.
             self._keys = sorted(self._changes)
 
+    def _read(self, txn: Txn) -> None:
+        found = log.read(txn, self.agent, self._frames, self._read_lsn, upto_lsn=self.lsn, bytes_max=_READ_BYTES)
+        assert found, "the log ends before the checkpoint"
+        self._batch = [record for records in found for record in records][::-1]
+
     def _encode(self, txn: Txn, keys: list[bytes]) -> None:
-        self._slice_end = min(self._at + SLICE_BLOCKS, len(keys))
+        self._slice_end = min(self._at + SLICE_BLOCKS * self.haste, len(keys))
         self._slice_total = self._total
         self._slice = []
         before = self._base.lsn if self._base else 0
@@ -148,7 +157,7 @@ class CheckpointJob(Job):
             txn.put(database, stored_key, value)
         if self._slice:
             chunk = self._keys[self._at : self._slice_end]
-            checkpoints.put_dirty(txn, self.agent, self.lsn, self._at // SLICE_BLOCKS, chunk)
+            checkpoints.put_dirty(txn, self.agent, self.lsn, self._at, chunk)
         if self._slice_end == len(self._keys):
             self.info = self._describe()
             checkpoints.put(txn, self.info)

@@ -30,6 +30,7 @@ MAP_BYTES_MIN = 1 << 20
 KEY_BYTES_MAX = 511
 """LMDB's own limit."""
 _PAGE = 4096
+_FULL_BYTES = 1 << 16
 
 
 @final
@@ -122,8 +123,9 @@ class Txn:
 class Environment:
     """The journal database, opened for one process. Use ``for_writer`` or ``for_reader``."""
 
-    def __init__(self, raw: Any, *, readonly: bool) -> None:
+    def __init__(self, raw: Any, path: Path, *, readonly: bool) -> None:
         self._raw = raw
+        self._path = path
         self.readonly = readonly
         # The map can only be grown while no transaction of this process lives; transactions that
         # read (a backup, a restore that is being planned) are counted for that.
@@ -148,8 +150,8 @@ class Environment:
             # Readers that died with a transaction open keep pages from being used again.
             raw.reader_check()
         except lmdb.Error as error:
-            raise explain(error, f"cannot open {path}") from error
-        return cls(raw, readonly=False)
+            raise explain(error, f"cannot open {path}", path) from error
+        return cls(raw, path, readonly=False)
 
     @classmethod
     def for_reader(cls, path: Path) -> Environment:
@@ -171,7 +173,7 @@ class Environment:
             )
         except lmdb.Error as error:
             raise explain(error, f"cannot open {path}") from error
-        return cls(raw, readonly=True)
+        return cls(raw, path, readonly=True)
 
     @contextmanager
     def read(self) -> Iterator[Txn]:
@@ -231,7 +233,7 @@ class Environment:
                 except lmdb.MapFullError:
                     self._grow()
         except (lmdb.Error, OSError) as error:
-            raise explain(error, "cannot write the journal database") from error
+            raise explain(error, "cannot write the journal database", self._path) from error
         finally:
             if not done:
                 self.close()
@@ -274,8 +276,8 @@ class Environment:
                 raw.close()
 
 
-def explain(error: Exception, what: str) -> OrunError:
-    """An error of LMDB or of the system in our words."""
+def explain(error: Exception, what: str, path: Path | None = None) -> OrunError:
+    """An error of LMDB or of the system in our words; ``path`` is where it was written."""
     import lmdb
 
     corrupted = (lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.InvalidError, lmdb.PanicError, lmdb.BadTxnError)
@@ -288,10 +290,24 @@ def explain(error: Exception, what: str) -> OrunError:
         return Damaged(f"{what}: it was written by another LMDB engine ({error})")
     if isinstance(error, lmdb.ReadersFullError):
         return OrunError(f"{what}: more than {READERS_MAX} processes read it", hint="stop some of them")
-    full = isinstance(error, lmdb.DiskError) or _mentions(error, errno.ENOSPC)
-    hint = "free some space on the disk and start orun again" if full else "check the disk, then start orun again"
-    return StorageFailed(f"{what}: {error}", hint=hint)
+    # A write that was cut short by a full disk comes back from LMDB as an input/output error.
+    full = isinstance(error, lmdb.DiskError) or _mentions(error, errno.ENOSPC) or _is_full(path)
+    if full:
+        return StorageFailed(
+            f"{what}: the disk is full ({error})", hint="free some space, then start orun again: nothing is lost"
+        )
+    return StorageFailed(f"{what}: {error}", hint="check the disk, then start orun again")
 
 
 def _mentions(error: Exception, number: int) -> bool:
     return getattr(error, "errno", None) == number or os.strerror(number) in str(error)
+
+
+def _is_full(path: Path | None) -> bool:
+    if path is None:
+        return False
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return False
+    return found.f_bavail * found.f_frsize < _FULL_BYTES

@@ -19,6 +19,8 @@ SLICE_S = 0.001
 """How long one ``prepare`` may take: a commit that becomes due meanwhile waits for it."""
 SLICE_BLOCKS = 64
 """Blocks written in one commit: each touches a page of 4 KB of its own in a large state."""
+HASTE_MAX = 16
+"""How much larger slices may become when a job falls behind what it has to catch up with."""
 
 
 class Job(ABC):
@@ -33,6 +35,8 @@ class Job(ABC):
         self.ready = False
         """There is something to write."""
         self.finished = False
+        self.haste = 1
+        """By how much slices are enlarged."""
 
     @property
     def waits(self) -> bool:

@@ -18,7 +18,7 @@ from orun.store.checkpointing import CheckpointJob
 from orun.store.checkpoints import CheckpointInfo
 from orun.store.environment import Environment
 from orun.store.exports import ExportJob
-from orun.store.jobs import Job
+from orun.store.jobs import HASTE_MAX, Job
 from orun.store.lane import Lane
 from orun.store.layout import StateDir
 from orun.store.retention import RetentionJob
@@ -109,6 +109,10 @@ class Schedule:
         job = self.job
         if job is None or job.ready:
             return
+        if isinstance(job, CheckpointJob):
+            # The log must not grow faster than it is read: requests then wait a little longer instead.
+            behind = self._lanes[job.agent].log_bytes // max(self._settings.checkpoint_bytes, 1)
+            job.haste = min(max(behind, 1), HASTE_MAX)
         try:
             with environment.read() as txn:
                 job.prepare(txn)

@@ -30,10 +30,13 @@ from orun.worker.agent import Agent
 from orun.worker.executor import Executor
 from orun.worker.phase import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING
 from orun.worker.program import load, load_snapshot
+from orun.worker.rehearsal import rehearse
 from orun.worker.replay import Takeover, replay
 from orun.worker.service import Service
 
 TICK_S = 0.25
+REHEARSAL_PAUSE_S = 0.1
+"""A standby that is wanted at once is activated before it rehearses."""
 SHED_PER_TURN = 200
 EXIT_LOST = 75
 """A worker that another one has replaced, or that cannot go on (EX_TEMPFAIL)."""
@@ -89,6 +92,7 @@ class Worker:
         self._page = AgentPage.attach(fds["page"])
         self._service: Service | None = None
         self._blocks_shed_scheduled = False
+        self._activation: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int]
 
     async def run(self) -> int:
@@ -100,7 +104,12 @@ class Worker:
         loop.add_reader(self._control.fileno(), self._on_control)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
         self._say({"op": "standing", "pid": os.getpid()})
+        loop.call_later(REHEARSAL_PAUSE_S, self._rehearse)
         return await self._ended
+
+    def _rehearse(self) -> None:
+        if self._activation is None:
+            self._rehearsal = asyncio.get_running_loop().create_task(rehearse(self._reader, self._settings))
 
     def _on_control(self) -> None:
         try:

@@ -28,6 +28,8 @@ from tests.support import Orun
 PAYLOAD = {"data": "x" * 190}
 WINDOW = 64
 FLOORS = {"process": 30_000.0, "disk": 20_000.0}
+IN_A_ROW = 10
+"""Calls before it is the next one's turn: one caller's calls follow each other."""
 SYNC_MS_MAX = 0.2
 """On a slower disk the rate of `disk` says more about the disk than about orun: no bound then."""
 
@@ -140,11 +142,12 @@ def _one_caller(report: Report, paths: dict[str, str], count: int) -> None:
         actions: dict[str, Callable[[], Any]] = {name: caller.once for name, caller in callers.items()}
         actions["loop"] = lambda kind=kind: handlers[kind](state, PAYLOAD)  # type: ignore[misc]
         times: dict[str, list[float]] = {name: [] for name in actions}
-        for _ in range(count):
+        for _ in range(count // IN_A_ROW):
             for name, action in actions.items():
-                begin = time.perf_counter()
-                action()
-                times[name].append(time.perf_counter() - begin)
+                for _ in range(IN_A_ROW):
+                    begin = time.perf_counter()
+                    action()
+                    times[name].append(time.perf_counter() - begin)
         for caller in callers.values():
             caller.close()
         loop = median(times["loop"])
