@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import enum
 import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -87,29 +87,36 @@ def encode_effect(
 
 def decode_effect(payload: bytes | memoryview) -> Effect:
     """Read an EFFECT, DEAD or RESTORE payload. Raises ValueError when the layout is not one we know."""
-    view = memoryview(payload)
-    layout, outcome, key_size, reply_size, _, request_id = _EFFECT.unpack_from(view)
+    reply, ok, changes, request_id, key = unpack_effect(payload)
+    return Effect(reply, ok, tuple(changes), request_id, key)
+
+
+def unpack_effect(
+    payload: bytes | memoryview,
+) -> tuple[bytes, bool, list[tuple[bytes, bytes | None]], bytes, bytes]:
+    """The fields of an Effect, in its order, without one: a replay reads ten thousand of these."""
+    data = bytes(payload)
+    layout, outcome, key_size, reply_size, count, request_id = _EFFECT.unpack_from(data)
     if layout != _LAYOUT:
         raise ValueError(f"effect layout {layout} is not known")
-    at = _EFFECT.size
-    key = bytes(view[at : at + key_size])
-    at += key_size
-    reply = bytes(view[at : at + reply_size])
-    return Effect(reply, outcome == 0, tuple(iterate_changes(payload)), request_id, key)
-
-
-def iterate_changes(payload: bytes | memoryview) -> Iterator[tuple[bytes, bytes | None]]:
-    """The changes of an EFFECT or RESTORE payload, without decoding the rest."""
-    view = memoryview(payload)
-    _, _, key_size, reply_size, count, _ = _EFFECT.unpack_from(view)
-    at = _EFFECT.size + key_size + reply_size
+    reply_at = _EFFECT.size + key_size
+    at = reply_at + reply_size
+    key = data[_EFFECT.size : reply_at]
+    reply = data[reply_at:at]
+    changes: list[tuple[bytes, bytes | None]] = []
     for _ in range(count):
-        name_size, flags, value_size = _CHANGE.unpack_from(view, at)
+        name_size, flags, value_size = _CHANGE.unpack_from(data, at)
         at += _CHANGE.size
-        name = bytes(view[at : at + name_size])
-        at += name_size
+        end = at + name_size
         if flags & _DELETED:
-            yield name, None
+            changes.append((data[at:end], None))
+            at = end
         else:
-            yield name, bytes(view[at : at + value_size])
-            at += value_size
+            changes.append((data[at:end], data[end : end + value_size]))
+            at = end + value_size
+    return reply, outcome == 0, changes, request_id, key
+
+
+def iterate_changes(payload: bytes | memoryview) -> list[tuple[bytes, bytes | None]]:
+    """The changes of an EFFECT or RESTORE payload."""
+    return unpack_effect(payload)[2]

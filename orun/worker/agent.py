@@ -54,6 +54,7 @@ class Agent:
     @overload
     def handler(
         self,
+        /,
         *,
         name: str | None = None,
         readonly: bool = False,

@@ -6,15 +6,22 @@ request that was unanswered at that checkpoint. A request without an effect is t
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
+from orun.engine.journal import RecordView
 from orun.store.reader import AgentReader
-from orun.store.records import FLAG_READONLY, NO_ID, Kind, decode_effect
+from orun.store.records import FLAG_READONLY, NO_ID, Kind, unpack_effect
 from orun.worker import wire
 from orun.worker.requests import Answers
 from orun.worker.state import Blocks
+
+# Plain numbers: looking a member up in an enumeration costs more than all else that is done with a record.
+_REQUEST, _STEP = int(Kind.REQUEST), int(Kind.STEP)
+_RESTORE = int(Kind.RESTORE)
+_ANSWERS = (int(Kind.EFFECT), int(Kind.DEAD))
 
 
 @final
@@ -23,7 +30,7 @@ class Unanswered:
     """A request that the log holds without an effect."""
 
     first_lsn: int
-    frame: bytes
+    frame: bytes | memoryview
     attempts: int = 1
     steps: dict[str, Any] = field(default_factory=dict)
 
@@ -53,32 +60,42 @@ def replay(reader: AgentReader, cache_bytes_max: int, progress: Callable[[int], 
     start = min(min(pending) - 1, base_lsn) if pending else base_lsn
     records = 0
     last_lsn = base_lsn
-    for batch in reader.records(start):
-        for record in batch:
-            kind = record.kind
-            if kind == Kind.EFFECT or kind == Kind.DEAD:
-                waiting.pop(record.ref, None)
-                effect = decode_effect(record.payload)
-                if record.lsn > base_lsn:
-                    for key, value in effect.changes:
-                        blocks.replay(record.lsn, key, value)
-                request_id = b"" if effect.request_id == NO_ID else effect.request_id
-                answers.remember(request_id, effect.key, effect.ok, effect.reply)
-            elif kind == Kind.REQUEST:
-                if record.ref:
-                    if record.ref in waiting:
-                        waiting[record.ref].attempts += 1
-                elif not record.flags & FLAG_READONLY:
-                    waiting[record.lsn] = Unanswered(record.lsn, bytes(record.payload))
-            elif kind == Kind.RESTORE:
-                waiting.clear()
-                if record.lsn > base_lsn:
-                    for key, value in decode_effect(record.payload).changes:
-                        blocks.replay(record.lsn, key, value)
-            elif kind == Kind.STEP and record.ref in waiting:
-                name, result = wire.unpack(record.payload)
-                waiting[record.ref].steps[name] = result
-        records += len(batch)
-        last_lsn = max(last_lsn, batch[-1].lsn) if batch else last_lsn
-        progress(records)
+    collecting = gc.isenabled()
+    gc.disable()  # thousands of small objects, all of them kept: a collection finds nothing
+    try:
+        for batch in reader.records(start):
+            _take(batch, blocks, answers, waiting, base_lsn)
+            records += len(batch)
+            last_lsn = max(last_lsn, batch[-1].lsn)
+            progress(records)
+    finally:
+        if collecting:
+            gc.enable()
     return Takeover(blocks, answers, [waiting[lsn] for lsn in sorted(waiting)], records, last_lsn)
+
+
+def _take(
+    batch: list[RecordView], blocks: Blocks, answers: Answers, waiting: dict[int, Unanswered], base_lsn: int
+) -> None:
+    for record in batch:
+        kind = record.kind
+        if kind in _ANSWERS:
+            waiting.pop(record.ref, None)
+            reply, ok, changes, request_id, key = unpack_effect(record.payload)
+            if record.lsn > base_lsn:
+                blocks.replay(record.lsn, changes)
+            if request_id != NO_ID or key:
+                answers.remember(b"" if request_id == NO_ID else request_id, key, ok, reply)
+        elif kind == _REQUEST:
+            if record.ref:
+                if record.ref in waiting:
+                    waiting[record.ref].attempts += 1
+            elif not record.flags & FLAG_READONLY:
+                waiting[record.lsn] = Unanswered(record.lsn, record.payload)
+        elif kind == _RESTORE:
+            waiting.clear()
+            if record.lsn > base_lsn:
+                blocks.replay(record.lsn, unpack_effect(record.payload)[2])
+        elif kind == _STEP and record.ref in waiting:
+            name, result = wire.unpack(record.payload)
+            waiting[record.ref].steps[name] = result

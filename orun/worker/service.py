@@ -210,12 +210,13 @@ class Service:
         """Run a request again that the log holds without an effect, or settle it when it must not be run."""
         executor = self._executor
         assert executor is not None
-        envelope = parse(unanswered.frame)
+        frame = bytes(unanswered.frame)
+        envelope = parse(frame)
         handler = self._agent.handlers.get(envelope.handler)
         request = Request(
             handler=handler,
             payload=envelope.payload,
-            frame=unanswered.frame,
+            frame=frame,
             request_id=envelope.request_id,
             key=envelope.key,
             deadline_ms=envelope.deadline_ms,

@@ -84,9 +84,10 @@ class Blocks:
             if key in self._cache:
                 self._forget(key)
 
-    def replay(self, lsn: int, key: bytes, value: bytes | None) -> None:
-        """Take in one change found in the log, before any view exists."""
-        self._overlay[key] = (lsn, value)
+    def replay(self, lsn: int, changes: list[tuple[bytes, bytes | None]]) -> None:
+        """Take in the changes of an effect found in the log, before any view exists."""
+        for key, value in changes:
+            self._overlay[key] = (lsn, value)
 
     def rebase(self, checkpoint_lsn: int) -> None:
         """Read from a newer checkpoint. What it holds is dropped from memory later, by ``shed``."""

@@ -25,12 +25,17 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(path)
 
 
-def test_no_seed_breaks_a_promise(folder: Path) -> None:
+def _run_seeds(count: int, folder: Path) -> Outcome:
     total = Outcome()
-    for seed in range(SEEDS):
+    for seed in range(count):
         outcome = run_seed(seed, folder)
         for name in Outcome.__slots__:
             setattr(total, name, getattr(total, name) + getattr(outcome, name))
+    return total
+
+
+def test_no_seed_breaks_a_promise(folder: Path) -> None:
+    total = _run_seeds(SEEDS, folder)
     # The simulator does see something: all that can happen has happened often.
     assert total.lives > SEEDS
     assert total.committed > 10 * SEEDS
@@ -51,14 +56,12 @@ def test_simulator_sees_a_recovery_that_believes_too_much(folder: Path) -> None:
         return drained
 
     with mock.patch("orun.store.recovery.behind", credulous), pytest.raises(Violation):
-        for seed in range(300):
-            run_seed(seed, folder)
+        _run_seeds(300, folder)
 
 
 def test_simulator_sees_a_recovery_that_believes_too_little(folder: Path) -> None:
-    with mock.patch("orun.store.recovery.behind", lambda *_: None), pytest.raises(Violation):
-        for seed in range(300):
-            run_seed(seed, folder)
+    with mock.patch("orun.store.recovery.behind", return_value=None), pytest.raises(Violation):
+        _run_seeds(300, folder)
 
 
 def test_sectors_are_mixed_from_all_versions(tmp_path: Path) -> None:
