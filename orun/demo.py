@@ -163,9 +163,7 @@ class Demo:
         """Run one command."""
         command = [sys.executable, "-m", "orun", *arguments]
         environment = {**os.environ, "ORUN_STATE_DIR": self.state_dir}
-        done = subprocess.run(
-            command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True, check=False
-        )
+        done = subprocess.run(command, cwd=self.folder, env=environment, stdout=subprocess.PIPE, text=True, check=False)
         if check and done.returncode != 0:
             raise SystemExit(f"orun {' '.join(arguments)} ended with {done.returncode}")
         return done.stdout

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 Value = TypeVar("Value")
+Completed = subprocess.CompletedProcess[str]
 
 COUNTER = """
 from orun import Agent
@@ -90,7 +91,9 @@ class Orun:
         path.write_text(textwrap.dedent(source))
         return path
 
-    def run(self, *arguments: str, stdin: str | None = None, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *arguments: str, stdin: str | None = None, timeout_s: float = 60.0
+    ) -> subprocess.CompletedProcess[str]:
         """Run one command to its end."""
         return subprocess.run(
             [sys.executable, "-m", "orun", *arguments],

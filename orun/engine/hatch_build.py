@@ -95,7 +95,7 @@ def _compile(build: Any, compiler: Any, machine: str, work: Path) -> list[Path]:
 def _shared(root: Path) -> dict[str, str]:
     shared = {}
     for section in ("1", "5"):
-        for page in sorted((root / "man").glob(f"*.{section}")):
+        for page in sorted((root / "man").rglob(f"*.{section}")):
             shared[str(page)] = f"share/man/man{section}/{page.name}"
     for name, place in _COMPLETIONS.items():
         if (root / "completions" / name).is_file():

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, final
 
 from orun.errors import NotFound, NotRunning, OrunError
+from orun.observe import changes, storage
 from orun.runtime import reporting
 from orun.runtime.agents import AgentChild, AgentHost
-from orun.runtime.storage import SCHEMA, Storage
 from orun.runtime.supervisor import Supervisor
+from orun.store.recorder import Recorder
 from orun.worker.client import Client
 
 if TYPE_CHECKING:
     from orun.runtime.runtime import Runtime
 
+SCHEMA = 1
 RETRY_TIMEOUT_S = 60.0
 
 
@@ -25,19 +28,18 @@ class Operations:
 
     def __init__(self, runtime: Runtime) -> None:
         self._runtime = runtime
-        self._storage = Storage(runtime.recorder)
         self._rates = reporting.Rates()
 
     def table(self) -> dict[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
         """Every operation by its name."""
-        stored = {name: _threaded(operation) for name, operation in self._storage.table().items()}
         return {
-            **stored,
             "status": self.status,
             "stop": self.stop,
             "reload": self.reload,
             "checkpoint": self.checkpoint,
             "restore": self.restore,
+            "compact": self.compact,
+            "deadletters_drop": self.deadletters_drop,
             "deadletters_retry": self.deadletters_retry,
             "logs_rotate": self.logs_rotate,
         }
@@ -98,35 +100,44 @@ class Operations:
 
     async def restore(self, args: dict[str, Any]) -> dict[str, Any]:
         """Plan a restore, or perform it while the agents rest."""
-        if args.get("dry_run"):
-            return await asyncio.to_thread(self._storage.restore, args)
-        targets = await asyncio.to_thread(self._storage.targets, args)
-        # Planned first, so that a target out of reach is refused before anybody is interrupted.
-        await asyncio.to_thread(self._storage.restore, {**args, "dry_run": True})
-        plans: list[dict[str, Any]] = []
-        for agent, _ in targets:
-            perform = _restore_one(self._storage, {**args, "agent": agent}, plans)
+        recorder = self._runtime.recorder
+        # Planned first in any case, so that a target out of reach is refused before anybody is interrupted.
+        plan = await asyncio.to_thread(changes.restore, recorder, {**args, "dry_run": True})
+        if args["dry_run"]:
+            return plan
+        done: list[dict[str, Any]] = []
+        for agent, _ in storage.restore_targets(recorder.agents(), args):
+            perform = _restore_one(recorder, {**args, "agent": agent}, done)
             host = self._runtime.hosts.get(agent)
             if host is None:
                 await perform()
             else:
                 await self._child(host).at_rest(perform)
-        return {"schema": SCHEMA, "applied": True, "agents": plans}
+        return {"schema": SCHEMA, "dry_run": False, "agents": done}
+
+    async def compact(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Drop what the settings no longer keep."""
+        return await asyncio.to_thread(changes.compact, self._runtime.recorder, args)
+
+    async def deadletters_drop(self, args: dict[str, Any]) -> dict[str, Any]:
+        """Forget requests that were set aside."""
+        return await asyncio.to_thread(changes.drop_deadletters, self._runtime.recorder, args)
 
     async def deadletters_retry(self, args: dict[str, Any]) -> dict[str, Any]:
-        """Deliver requests that were set aside again, as new ones."""
+        """Deliver requests that were set aside again, as new ones; each leaves the list once it is answered."""
+        recorder = self._runtime.recorder
         retried = []
-        for agent, letter in await asyncio.to_thread(self._storage.chosen, args):
-            document = (await asyncio.to_thread(self._storage.deadletters_show, {"id": f"{agent}-{letter.lsn}"}))[
-                "deadletter"
-            ]
-            if document["handler"] is None:
-                raise OrunError(f"the request of {document['id']} is no longer in the log")
+        for agent, lsn in await asyncio.to_thread(changes.chosen_deadletters, recorder, args):
             (host,) = self._runtime.host(agent)
+            name = storage.letter_id(agent, lsn)
+            shown = await asyncio.wrap_future(recorder.view(partial(storage.show_deadletter, id=name)))
+            letter = shown["deadletter"]
+            if letter["handler"] is None:
+                raise OrunError(f"the request of {name} is no longer in the log")
             async with Client(str(host.socket_path)) as client:
-                await client.call(document["handler"], document["payload"], timeout=RETRY_TIMEOUT_S)
-            await asyncio.wrap_future(self._runtime.recorder.drop_dead_letter(agent, letter.lsn))
-            retried.append(document["id"])
+                await client.call(letter["handler"], letter["payload"], timeout=RETRY_TIMEOUT_S)
+            await asyncio.wrap_future(recorder.drop_dead_letter(agent, lsn))
+            retried.append(name)
         return {"schema": SCHEMA, "ids": retried}
 
     async def logs_rotate(self, args: dict[str, Any]) -> dict[str, Any]:
@@ -141,16 +152,9 @@ class Operations:
         return child
 
 
-def _threaded(operation: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, Any]], Awaitable[Any]]:
-    async def perform(args: dict[str, Any]) -> Any:
-        return await asyncio.to_thread(operation, args)
-
-    return perform
-
-
-def _restore_one(storage: Storage, args: dict[str, Any], plans: list[dict[str, Any]]) -> Callable[[], Awaitable[None]]:
+def _restore_one(recorder: Recorder, args: dict[str, Any], done: list[dict[str, Any]]) -> Callable[[], Awaitable[None]]:
     async def perform() -> None:
-        plans.extend((await asyncio.to_thread(storage.restore, args))["agents"])
+        done.extend((await asyncio.to_thread(changes.restore, recorder, args))["agents"])
 
     return perform
 

@@ -145,11 +145,13 @@ class WorkerProcess:
         *,
         output: ChildLog,
         dumps_dir: Path,
+        dumps_kept: int,
         stale_s: float,
     ) -> None:
         self._process = process
         self._output = output
         self._dumps_dir = dumps_dir
+        self._dumps_kept = dumps_kept
         self._stale_s = stale_s
         self._control = control
         self.page = page
@@ -223,6 +225,7 @@ class WorkerProcess:
             agent,
             output=output,
             dumps_dir=state.dumps,
+            dumps_kept=settings.store.dumps_kept,
             stale_s=settings.runtime.stale,
         )
         await worker._stand(settings.runtime.start_timeout)
@@ -358,6 +361,9 @@ class WorkerProcess:
         handler = f"request under way: LSN {self.page.handler_lsn}\n" if self.page.handler_start_ns else ""
         try:
             path.write_bytes(handler.encode() + text)
+            dumps = sorted(self._dumps_dir.glob("*.txt"), key=lambda dump: dump.stat().st_mtime)
+            for old in dumps[: max(0, len(dumps) - self._dumps_kept)]:
+                old.unlink()
         except OSError as error:
             log.warning("the stack dump of %s cannot be kept: %s", self._agent, error.strerror)
             return None

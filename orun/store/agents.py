@@ -24,6 +24,8 @@ class AgentRow:
     reason: str = ""
     time: float = 0.0
     durability: str = "disk"
+    boot_id: str = ""
+    """The run of the machine it was activated in: after a power cut the journal's end may be missing."""
 
 
 def check_name(agent: str) -> None:
@@ -46,7 +48,7 @@ def agent_names(txn: Txn) -> list[str]:
 
 
 def load(txn: Txn, agent: str) -> AgentRow | None:
-    """What is known, None when the agent was never activated."""
+    """What is known, None when the agent was never activated; Damaged when it cannot be read."""
     key = _PREFIX + agent.encode()
     row = txn.get(_DATABASE, key)
     return None if row is None else AgentRow(**rows.unpack(key, row, f"the entry of agent {agent}"))

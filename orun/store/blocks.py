@@ -18,8 +18,9 @@ from typing import final
 import zstandard
 
 from orun.engine.journal import crc32c
-from orun.errors import Damaged, UsageError
+from orun.errors import Damaged
 from orun.store.environment import KEY_BYTES_MAX, Txn
+from orun.store.records import KEY_STORED_MAX
 
 _LSN = struct.Struct(">Q")
 _VALUE = struct.Struct("<BBHI")
@@ -32,6 +33,8 @@ _ZSTD = 1
 _COMPRESS_FROM = 128
 BLOCK_BYTES_MAX = 1 << 30
 
+assert KEY_STORED_MAX + len(_END) + _LSN.size <= KEY_BYTES_MAX
+
 
 def database(agent: str) -> str:
     """The named database of an agent's blocks."""
@@ -41,12 +44,6 @@ def database(agent: str) -> str:
 def prefix_of(key: bytes) -> bytes:
     """What all versions of a block begin with."""
     return key.replace(b"\x00", b"\x00\xff") + _END
-
-
-def check_key(key: bytes) -> None:
-    """Refuse a key that cannot be stored: each NUL in it takes two bytes."""
-    if len(prefix_of(key)) + _LSN.size > KEY_BYTES_MAX:
-        raise UsageError(f"the block key {key[:40]!r}… is too long to be stored", hint="use shorter keys")
 
 
 def version_key(key: bytes, lsn: int) -> bytes:

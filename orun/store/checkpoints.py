@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -79,14 +80,24 @@ def put(txn: Txn, info: CheckpointInfo) -> None:
 
 
 def load(txn: Txn, agent: str) -> list[CheckpointInfo]:
-    """All checkpoints of an agent, oldest first."""
-    return [decode(agent, key, value) for key, value in txn.rows(_markers(agent))]
+    """The checkpoints of an agent whose markers are sound, oldest first."""
+    result: list[CheckpointInfo] = []
+    for key, value in txn.rows(_markers(agent)):
+        # One that is damaged is passed over: the one before it and a longer log serve as well.
+        with suppress(Damaged):
+            result.append(decode(agent, key, value))
+    return result
 
 
-def keys_of_markers(txn: Txn, agent: str) -> Iterator[int]:
+def damaged(txn: Txn, agent: str) -> list[int]:
+    """LSNs of checkpoints whose markers are damaged."""
+    sound = {info.lsn for info in load(txn, agent)}
+    return [lsn for lsn in all_lsns(txn, agent) if lsn not in sound]
+
+
+def all_lsns(txn: Txn, agent: str) -> list[int]:
     """LSNs of all checkpoints, damaged ones included."""
-    for key, _ in txn.rows(_markers(agent)):
-        yield LSN.unpack(key)[0]
+    return [LSN.unpack(key)[0] for key, _ in txn.rows(_markers(agent))]
 
 
 def decode(agent: str, key: bytes, value: bytes | memoryview) -> CheckpointInfo:
@@ -129,14 +140,16 @@ def put_dirty(txn: Txn, agent: str, lsn: int, chunk: int, keys: Sequence[bytes])
     txn.put(_dirty(agent), key, rows.pack(key, list(keys)))
 
 
-def dirty_chunks(txn: Txn, agent: str, *, upto_lsn: int, count: int) -> list[tuple[bytes, list[bytes]]]:
-    """The oldest parts of dirty lists of checkpoints up to an LSN, each with its row key."""
-    result: list[tuple[bytes, list[bytes]]] = []
+def dirty_chunk(txn: Txn, agent: str, upto_lsn: int) -> tuple[bytes, list[bytes] | None] | None:
+    """The oldest part of a dirty list of a checkpoint up to an LSN: row key and block keys (None: damaged)."""
     for key, value in txn.rows(_dirty(agent)):
-        if _CHUNK.unpack(key)[0] > upto_lsn or len(result) == count:
-            break
-        result.append((key, rows.unpack(key, value, f"dirty list of {agent}")))
-    return result
+        if _CHUNK.unpack(key)[0] > upto_lsn:
+            return None
+        try:
+            return key, rows.unpack(key, value, f"dirty list of {agent}")
+        except Damaged:
+            return key, None
+    return None
 
 
 def drop_dirty(txn: Txn, agent: str, row_key: bytes) -> None:

@@ -15,15 +15,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
 
-from orun.engine.journal import BlankJournal, Drained, JournalReader
+from orun.engine.journal import BlankJournal, JournalReader
 from orun.errors import Damaged, InUse, NotFound
 from orun.settings import StoreSettings
-from orun.store import agents, checkpoints, idempotency, recovery, restore
+from orun.store import agents, checkpoints, idempotency, rebase, recovery, restore
 from orun.store.agents import AgentRow
+from orun.store.checkpoints import CheckpointInfo
 from orun.store.environment import Environment, Txn
 from orun.store.frames import FrameCodec
 from orun.store.lane import Batch, Lane
 from orun.store.layout import StateDir
+from orun.store.lock import boot_id
+from orun.store.log import LogEnd
 from orun.store.restore import RestorePlan
 from orun.store.schedule import Schedule
 
@@ -78,8 +81,15 @@ class Committer:
         with self.environment.read() as txn:
             for agent in agents.agent_names(txn):
                 self.lanes[agent] = Lane.load(txn, agent, self._codec, monotonic())
+                self._tell_damage(txn, self.lanes[agent])
         if self.lanes:
             self.environment.write(self._drop_unfinished)
+
+    def _tell_damage(self, txn: Txn, lane: Lane) -> None:
+        if lane.log_damage is not None:
+            self._on_event("log_damaged", {"agent": lane.agent, "problem": lane.log_damage.message})
+        for lsn in checkpoints.damaged(txn, lane.agent):
+            self._on_event("checkpoint_damaged", {"agent": lane.agent, "lsn": lsn})
 
     def _drop_unfinished(self, txn: Txn) -> None:
         for lane in self.lanes.values():
@@ -130,7 +140,7 @@ class Committer:
                 )
             if housekeeping:
                 for agent in self.lanes:
-                    idempotency.sweep(txn, agent, int(self._clock() * 1000))
+                    idempotency.sweep(txn, agent, self._now_ms())
             if job is not None:
                 job.write(txn)
             if extra is not None:
@@ -158,9 +168,11 @@ class Committer:
         if lane is None:
             with self.environment.read() as txn:
                 lane = self.lanes[agent] = Lane.load(txn, agent, self._codec, self._monotonic())
+        if lane.log_damage is not None:
+            raise lane.log_damage
         if lane.restoring:
             raise InUse(f"{agent} is being restored", hint="try again when that is done")
-        row = AgentRow(lane.row.epoch + 1, version, reason, self._clock(), durability)
+        row = AgentRow(lane.row.epoch + 1, version, reason, self._clock(), durability, boot_id())
         self._retire(lane, lambda txn: agents.put(txn, agent, row))
         lane.row = row
         path = self._state.ring(agent, row.epoch)
@@ -218,31 +230,32 @@ class Committer:
         return found
 
     def _recover_ring(self, lane: Lane, path: Path) -> dict[str, Any]:
-        result = {"agent": lane.agent, "epoch": lane.row.epoch, "records": 0, "problem": ""}
+        found = recovery.Continuation(())
         try:
             reader = JournalReader.open(path)
         except BlankJournal:
-            self._remove_ring(path, damaged=False)
-            return result
+            pass
         except Damaged as error:
-            result["problem"] = error.message
-            self._remove_ring(path, damaged=True)
-            self._on_event("journal_damaged", {"agent": lane.agent, "problem": error.message})
-            return result
-        try:
+            found = recovery.Continuation((), error.message)
+        else:
             reader.seal()
-            rest = recovery.continuation(reader, lane.end.last_lsn, lane.end.last_crc)
-        finally:
+            found = recovery.continuation(reader, lane.end.last_lsn, lane.end.last_crc)
             reader.close()
-        if rest.batches:
-            self._write([Batch(lane, list(rest.batches))], None)
-        result.update(records=rest.count, problem=rest.problem, last_lsn=lane.end.last_lsn)
-        self._remove_ring(path, damaged=bool(rest.problem))
-        if rest.problem:
-            self._on_event("journal_damaged", {"agent": lane.agent, "problem": rest.problem})
-        if rest.count:
-            self._on_event("recovered", {"agent": lane.agent, "records": rest.count})
-        return result
+        if found.batches:
+            self._write([Batch(lane, list(found.batches))], None)
+            self._on_event("recovered", {"agent": lane.agent, "records": found.count})
+        # Where the machine has stopped since, the journal's end may never have reached the disk.
+        cut = bool(found.problem) and lane.row.boot_id != boot_id()
+        if found.problem:
+            self._on_event("journal_cut" if cut else "journal_damaged", {"agent": lane.agent, "problem": found.problem})
+        self._remove_ring(path, damaged=bool(found.problem) and not cut)
+        return {
+            "agent": lane.agent,
+            "epoch": lane.row.epoch,
+            "records": found.count,
+            "last_lsn": lane.end.last_lsn,
+            "problem": found.problem,
+        }
 
     # Restore
 
@@ -263,13 +276,31 @@ class Committer:
         lane = self.lane(plan.agent)
         assert lane.restoring
         assert lane.reader is None
-        now_ms = int(self._clock() * 1000)
-        drained: list[Drained] = list(restore.restore_records(plan, lane.end, epoch=lane.row.epoch, time_ms=now_ms))
-
-        def forget(txn: Txn) -> None:
-            idempotency.drop_after(txn, plan.agent, plan.target_lsn)
-
-        self._write([Batch(lane, drained)], forget)
+        if plan.rebase:
+            self._rebase(lane, plan)
+        else:
+            drained = list(restore.restore_records(plan, lane.end, epoch=lane.row.epoch, time_ms=self._now_ms()))
+            self._write([Batch(lane, drained)], lambda txn: _forget(txn, plan))
         result = replace(plan, applied=True, lsn=lane.end.last_lsn)
         self._on_event("restored", result.as_dict())
         return result
+
+    def _rebase(self, lane: Lane, plan: RestorePlan) -> None:
+        with self.environment.read() as txn:
+            kept = rebase.keep_log(txn, lane.agent, self._state.dumps, plan.from_lsn)
+
+        def build(txn: Txn) -> tuple[LogEnd, CheckpointInfo]:
+            _forget(txn, plan)
+            return rebase.begin_anew(txn, lane.row, lane.infos, plan, time_ms=self._now_ms())
+
+        lane.end, info = self.environment.write(build)
+        lane.log_damage = None
+        lane.add_checkpoint(info, 0, self._monotonic())
+        self._on_event("log_left_behind", {"agent": lane.agent, "path": str(kept)})
+
+    def _now_ms(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def _forget(txn: Txn, plan: RestorePlan) -> None:
+    idempotency.drop_after(txn, plan.agent, plan.target_lsn)

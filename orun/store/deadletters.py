@@ -30,7 +30,7 @@ class DeadLetter:
     time_ms: int
     attempts: int
     request: bytes
-    """The client's frame body, byte for byte; empty when the log no longer had it."""
+    """The client's frame body, byte for byte; empty when the log no longer had it, or had it damaged."""
     error: bytes
     """The encoded reply body that the caller got."""
 
@@ -68,9 +68,7 @@ def put(txn: Txn, agent: str, codec: FrameCodec, record: RecordView) -> DeadLett
 
 def _deliveries(txn: Txn, agent: str, codec: FrameCodec, dead: RecordView) -> Iterator[RecordView]:
     # From the first delivery on: they lie close together, since the request kept ending its worker.
-    for frame, value in log.frames(txn, agent, codec, dead.ref - 1):
-        if frame.first_lsn > dead.lsn:
-            break
+    for frame, value in log.frames(txn, agent, codec, dead.ref - 1, dead.lsn):
         if frame.has(Kind.REQUEST):
             yield from (r for r in log.records(codec, agent, frame, value) if _is_delivery(r, dead))
 

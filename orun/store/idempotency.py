@@ -63,7 +63,7 @@ def sweep(txn: Txn, agent: str, now_ms: int) -> int:
     """Remove expired entries from the front, a few at a time; returns how many."""
     removed = 0
     for lsn, key in list(_index(txn, agent, 0, SWEEP_ROWS)):
-        stored = _entry(txn, agent, key)
+        stored = _entry_or_none(txn, agent, key)
         if stored is not None and stored.lsn == lsn:
             if stored.expiry_ms > now_ms:
                 break
@@ -77,7 +77,7 @@ def drop_after(txn: Txn, agent: str, lsn: int) -> int:
     """Forget the replies filed after ``lsn``: the effects they speak of are undone."""
     removed = 0
     for entry_lsn, key in list(_index(txn, agent, lsn + 1, None)):
-        stored = _entry(txn, agent, key)
+        stored = _entry_or_none(txn, agent, key)
         if stored is not None and stored.lsn == entry_lsn:
             txn.delete(_database(agent), b"k" + key)
         txn.delete(_database(agent), b"l" + LSN.pack(entry_lsn))
@@ -99,6 +99,14 @@ def _index(txn: Txn, agent: str, from_lsn: int, count: int | None) -> Iterator[t
         if number == count:
             return
         yield LSN.unpack_from(key, 1)[0], bytes(value)
+
+
+def _entry_or_none(txn: Txn, agent: str, key: bytes) -> StoredReply | None:
+    # A damaged entry must not stop the commit that the sweep is part of. It stays, and who asks for it is told.
+    try:
+        return _entry(txn, agent, key)
+    except Damaged:
+        return None
 
 
 def _entry(txn: Txn, agent: str, key: bytes) -> StoredReply | None:

@@ -31,8 +31,19 @@ from orun.store.frames import FrameCodec
 from orun.store.log import LogEnd
 from orun.store.records import FLAG_KEYED, Kind
 
+_EPOCHS_SKIPPED = 1000
+"""An agent whose entry is damaged may have been activated so often without logging anything."""
 _DRAINS_MAX = 2
 """Drains of a live ring for one commit: each takes half of the ring at most."""
+
+
+def _row(txn: Txn, agent: str, codec: FrameCodec, end: LogEnd) -> AgentRow:
+    try:
+        return agents.load(txn, agent) or AgentRow()
+    except Damaged:
+        # The records say in which epoch they were written.
+        record = log.record_at(txn, agent, codec, end.last_lsn) if end.position else None
+        return AgentRow(epoch=(record.epoch if record else 0) + _EPOCHS_SKIPPED)
 
 
 @dataclass(slots=True)
@@ -70,15 +81,27 @@ class Lane:
         self.checkpoint_failed = False
         self.checkpoints_queued = 0
         self.restoring = False
+        self.log_damage: Damaged | None = None
+        """The log behind the last checkpoint cannot be read: there is no worker before a restore."""
 
     @classmethod
     def load(cls, txn: Txn, agent: str, codec: FrameCodec, now: float) -> Lane:
-        """As the database has it."""
-        end = log.find_end(txn, agent, codec)
+        """As the database has it. Damage in the log does not keep the other agents from starting."""
         infos = checkpoints.load(txn, agent)
         base = infos[-1].lsn if infos else 0
-        size = sum(frame.raw_size for frame, _ in log.frames(txn, agent, codec, base))
-        return cls(agent, agents.load(txn, agent) or AgentRow(), end, infos, size, now)
+        damage: Damaged | None = None
+        size = 0
+        try:
+            end = log.find_end(txn, agent, codec)
+            if base < end.last_lsn:
+                log.read(txn, agent, codec, base, upto_lsn=base + 1, bytes_max=1, whole=True)
+            size = sum(frame.raw_size for frame, _ in log.frames(txn, agent, codec, base))
+        except Damaged as error:
+            damage = error
+            end = LogEnd(log.last_lsn(txn, agent, codec))
+        lane = cls(agent, _row(txn, agent, codec, end), end, infos, size, now)
+        lane.log_damage = damage
+        return lane
 
     @property
     def checkpoint_lsn(self) -> int:

@@ -22,6 +22,9 @@ from orun.store.frames import Frame, FrameCodec
 from orun.store.rows import LSN
 
 _PREFIX = "seg/"
+LSN_MAX = (1 << 63) - 1
+FRAME_RECORDS_MAX = 1 << 26
+"""More records than fit into a frame: half of the largest ring, in records of the smallest size."""
 
 
 def segment_name(agent: str, first_lsn: int) -> str:
@@ -62,6 +65,18 @@ def find_end(txn: Txn, agent: str, codec: FrameCodec) -> LogEnd:
     return LogEnd(last.last_lsn, last.last_crc, last.end, segment, first.position, last.last_ms)
 
 
+def last_lsn(txn: Txn, agent: str, codec: FrameCodec) -> int:
+    """Where the stored log ends; when its last frame is damaged, an LSN that lies behind all that can be in it."""
+    found = segments(txn, agent)
+    cursor = txn.cursor(segment_name(agent, found[-1])) if found else None
+    if cursor is None or not cursor.last():
+        return 0
+    try:
+        return _checked(codec, agent, found[-1], cursor).last_lsn
+    except Damaged:
+        return int(LSN.unpack(bytes(cursor.key()))[0]) + FRAME_RECORDS_MAX
+
+
 def append(txn: Txn, agent: str, end: LogEnd, drained: Drained, codec: FrameCodec, *, segment_bytes: int) -> LogEnd:
     """Write one frame at ``end``; returns the new end. The caller keeps it only once committed."""
     assert drained.first_lsn == end.last_lsn + 1, (drained.first_lsn, end.last_lsn)
@@ -74,8 +89,13 @@ def append(txn: Txn, agent: str, end: LogEnd, drained: Drained, codec: FrameCode
     return LogEnd(drained.last_lsn, drained.last_crc, position, segment, segment_position, drained.last_ms)
 
 
-def frames(txn: Txn, agent: str, codec: FrameCodec, after_lsn: int = 0) -> Iterator[tuple[Frame, memoryview]]:
-    """The frames from the one that holds ``after_lsn + 1`` on; the views are valid inside the transaction."""
+def frames(
+    txn: Txn, agent: str, codec: FrameCodec, after_lsn: int = 0, upto_lsn: int = LSN_MAX
+) -> Iterator[tuple[Frame, memoryview]]:
+    """The frames that hold ``after_lsn + 1`` to ``upto_lsn``; the views are valid inside the transaction.
+
+    A frame behind ``upto_lsn`` is not looked at: it may be damaged.
+    """
     found = segments(txn, agent)
     start = max(bisect_right(found, after_lsn + 1) - 1, 0)
     expected: int | None = None
@@ -83,6 +103,8 @@ def frames(txn: Txn, agent: str, codec: FrameCodec, after_lsn: int = 0) -> Itera
         cursor = txn.cursor(segment_name(agent, segment))
         valid = cursor is not None and _seek(cursor, after_lsn + 1)
         while cursor is not None and valid:
+            if LSN.unpack(bytes(cursor.key()))[0] > upto_lsn:
+                return
             frame = _checked(codec, agent, segment, cursor)
             if expected is not None and frame.first_lsn != expected:
                 raise Damaged(f"log of {agent}: LSN {expected} is missing, the next is {frame.first_lsn}")
@@ -139,27 +161,37 @@ def records(codec: FrameCodec, agent: str, frame: Frame, value: memoryview) -> l
 
 
 def read(
-    txn: Txn, agent: str, codec: FrameCodec, after_lsn: int, *, upto_lsn: int, bytes_max: int
+    txn: Txn,
+    agent: str,
+    codec: FrameCodec,
+    after_lsn: int,
+    *,
+    upto_lsn: int,
+    bytes_max: int,
+    whole: bool = False,
 ) -> list[list[RecordView]]:
-    """Records after one LSN up to another, frame by frame, until ``bytes_max`` is reached; empty at the end."""
+    """Records after one LSN up to another, frame by frame, until ``bytes_max`` is reached; empty at the end.
+
+    ``whole``: the record behind ``after_lsn`` must be there if any is.
+    """
     result: list[list[RecordView]] = []
     size = 0
-    for frame, value in frames(txn, agent, codec, after_lsn):
-        if frame.first_lsn > upto_lsn or size >= bytes_max:
-            break
+    for frame, value in frames(txn, agent, codec, after_lsn, upto_lsn):
         size += frame.raw_size
         found = records(codec, agent, frame, value)
         if frame.first_lsn <= after_lsn or frame.last_lsn > upto_lsn:
             found = [record for record in found if after_lsn < record.lsn <= upto_lsn]
         result.append(found)
+        if size >= bytes_max:
+            break
+    if whole and after_lsn < upto_lsn and (not result or result[0][0].lsn != after_lsn + 1):
+        raise Damaged(f"log of {agent}: LSN {after_lsn + 1} is missing", hint=_HINT)
     return result
 
 
 def record_at(txn: Txn, agent: str, codec: FrameCodec, lsn: int) -> RecordView | None:
     """One record, or None when the log no longer (or not yet) has it."""
-    for frame, value in frames(txn, agent, codec, lsn - 1):
-        if frame.first_lsn > lsn:
-            return None
+    for frame, value in frames(txn, agent, codec, lsn - 1, lsn):
         return records(codec, agent, frame, value)[lsn - frame.first_lsn]
     return None
 

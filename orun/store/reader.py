@@ -22,7 +22,6 @@ from orun.store.repair import Warn, read_block
 
 _BATCH_BYTES = 1 << 20
 _KEYS_BATCH = 1024
-_LSN_MAX = (1 << 63) - 1
 
 
 @final
@@ -40,6 +39,11 @@ class AgentReader:
     def _newest(self) -> CheckpointInfo | None:
         with self._environment.read() as txn:
             infos = checkpoints.load(txn, self.agent)
+            damaged = checkpoints.damaged(txn, self.agent)
+        if damaged and damaged[-1] > (infos[-1].lsn if infos else 0):
+            self._warn(
+                f"{self.agent}: the marker of the checkpoint at LSN {damaged[-1]} is damaged; using the one before"
+            )
         return infos[-1] if infos else None
 
     def base(self) -> int:
@@ -89,7 +93,10 @@ class AgentReader:
         """The records after an LSN, frame by frame; Damaged with the place when one is not sound."""
         while True:
             with self._environment.read() as txn:
-                batch = log.read(txn, self.agent, self._frames, after_lsn, upto_lsn=_LSN_MAX, bytes_max=_BATCH_BYTES)
+                end = log.last_lsn(txn, self.agent, self._frames)
+                batch = log.read(
+                    txn, self.agent, self._frames, after_lsn, upto_lsn=end, bytes_max=_BATCH_BYTES, whole=True
+                )
             if not batch:
                 return
             yield from batch

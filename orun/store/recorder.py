@@ -33,7 +33,8 @@ from orun.store.committer import Activation, Committer
 from orun.store.deadletters import DeadLetter
 from orun.store.environment import Environment
 from orun.store.layout import StateDir
-from orun.store.restore import Planner, RestorePlan
+from orun.store.planning import Planner
+from orun.store.restore import RestorePlan
 from orun.store.targets import Target
 from orun.store.verify import Summary, verify
 

@@ -44,6 +44,9 @@ FLAG_MORE = 4
 KEY_BYTES_MAX = 400
 """A block's key, in UTF-8. LMDB's keys end at 511 bytes, and a version and escapes are added."""
 
+KEY_STORED_MAX = 500
+"""A block's key as it is stored: each NUL in it takes two bytes."""
+
 _EFFECT = struct.Struct("<BBHII16s")
 _CHANGE = struct.Struct("<HHI")
 _LAYOUT = 1
@@ -74,6 +77,8 @@ def encode_effect(
     count = 0
     for name, value in changes:
         count += 1
+        if len(name) + name.count(0) > KEY_STORED_MAX:
+            raise ValueError(f"the block key {name[:20]!r}... is too long")
         if value is None:
             parts.append(_CHANGE.pack(len(name), _DELETED, 0))
             parts.append(name)

@@ -33,10 +33,12 @@ class RetentionJob(Job):
         self.versions_removed = 0
         self.segments_removed = 0
         self.log_bytes_removed = 0
+        self.problems: list[str] = []
+        """What could not be collected because of damage."""
         self._settings = settings
         self._codec = FrameCodec()
         self._markers_left = bool(self.retired)
-        self._chunks: list[tuple[bytes, list[bytes]]] = []
+        self._chunk: tuple[bytes, list[bytes] | None] | None = None
         self._segments: list[tuple[int, int]] = []
         self._removed = 0
 
@@ -49,24 +51,26 @@ class RetentionJob(Job):
         if self._markers_left:
             self.ready = True
             return
-        self._chunks = checkpoints.dirty_chunks(txn, self.agent, upto_lsn=oldest.lsn, count=1)
-        if not self._chunks:
+        self._chunk = checkpoints.dirty_chunk(txn, self.agent, oldest.lsn)
+        if self._chunk is None:
             needed = min(info.needed_lsn for info in self.kept)
             kept_bytes = self._settings.log_bytes_kept
             # One segment for each commit: freeing a thousand pages is work, too.
             self._segments = log.droppable(txn, self.agent, self._codec, needed, kept_bytes)[:1]
-        self.ready = bool(self._chunks or self._segments)
+        self.ready = self._chunk is not None or bool(self._segments)
         self.finished = not self.ready
 
     def write(self, txn: Txn) -> None:
         """Remove what was found."""
         if self._markers_left:
-            for info in self.retired:
-                checkpoints.drop(txn, self.agent, info.lsn)
+            for lsn in checkpoints.all_lsns(txn, self.agent):
+                if lsn < self.kept[0].lsn:
+                    checkpoints.drop(txn, self.agent, lsn)
             return
         self._removed = 0
-        for row_key, keys in self._chunks:
-            for key in keys:
+        if self._chunk is not None:
+            row_key, keys = self._chunk
+            for key in keys or ():
                 self._removed += blocks.collect(txn, self.agent, key, self.kept[0].lsn)
             checkpoints.drop_dirty(txn, self.agent, row_key)
         for segment, _ in self._segments:
@@ -78,7 +82,9 @@ class RetentionJob(Job):
         if self._markers_left:
             self._markers_left = False
             return
+        if self._chunk is not None and self._chunk[1] is None:
+            self.problems.append("a list of changed blocks is damaged: their old versions stay")
         self.versions_removed += self._removed
         self.segments_removed += len(self._segments)
         self.log_bytes_removed += sum(size for _, size in self._segments)
-        self._chunks, self._segments = [], []
+        self._chunk, self._segments = None, []

@@ -70,6 +70,8 @@ class Schedule:
 
     def checkpoint(self, lane: Lane, reason: str) -> Future[CheckpointInfo]:
         """A checkpoint as soon as possible; the newest one when nothing happened since."""
+        if lane.log_damage is not None:
+            raise lane.log_damage
         if lane.end.last_lsn == 0:
             raise NotFound(f"{lane.agent} has logged nothing yet, so there is nothing to keep")
         job = CheckpointJob(lane, reason=reason, clock=self._clock, monotonic=self._monotonic)
@@ -87,7 +89,7 @@ class Schedule:
         """Begin the checkpoints whose time has come."""
         now = self._monotonic()
         for lane in self._lanes.values():
-            if lane.checkpoints_queued or lane.end.last_lsn == lane.checkpoint_lsn:
+            if not self._wants_checkpoints(lane):
                 continue
             if lane.log_bytes >= self._settings.checkpoint_bytes and not lane.checkpoint_failed:
                 self.checkpoint(lane, "log size")
@@ -100,9 +102,14 @@ class Schedule:
         moments += [
             lane.checkpoint_at + self._settings.checkpoint_interval
             for lane in self._lanes.values()
-            if not lane.checkpoints_queued and lane.end.last_lsn != lane.checkpoint_lsn
+            if self._wants_checkpoints(lane)
         ]
         return min(moments, default=None)
+
+    @staticmethod
+    def _wants_checkpoints(lane: Lane) -> bool:
+        changed = lane.end.last_lsn != lane.checkpoint_lsn
+        return changed and not lane.checkpoints_queued and lane.log_damage is None
 
     def advance(self, environment: Environment) -> None:
         """One slice of the job's reading."""
@@ -158,6 +165,9 @@ class Schedule:
         elif isinstance(job, ExportJob):
             self._exported(job, lane)
         else:
+            assert isinstance(job, RetentionJob)
+            for problem in job.problems:
+                self._on_event("job_failed", {"agent": job.agent, "job": job.name, "problem": problem})
             job.future.set_result(job)
 
     def _checkpointed(self, job: CheckpointJob, lane: Lane) -> None:

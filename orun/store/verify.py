@@ -154,7 +154,7 @@ def verify_blocks(txn: Txn, agent: str, summary: Summary) -> Iterator[Problem]:
             codec.decode(stored_key, value)
         except Damaged as error:
             yield Problem(agent, "block", lsn, f"{blocks.show(key)}: {error.message}")
-    summary.checkpoints += sum(1 for _ in checkpoints.keys_of_markers(txn, agent))
+    summary.checkpoints += len(checkpoints.all_lsns(txn, agent))
 
 
 def verify_checkpoint(txn: Txn, info: CheckpointInfo) -> list[Problem]:

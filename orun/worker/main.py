@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 import time
+import traceback
 from typing import Any, NoReturn, final
 
 from orun.engine.journal import JournalWriter
@@ -134,7 +135,11 @@ class Worker:
             self._say({"op": "failed", "code": error.code, "message": error.message, "hint": error.hint})
             self._end(EXIT_DAMAGED)
         elif error is not None:
-            raise error
+            # A defect of ours: said where `orun logs` shows it, and ended at once rather than found hanging.
+            traceback.print_exception(error)
+            message = f"a defect of orun: {type(error).__name__}: {error}"
+            self._say({"op": "failed", "code": 1, "message": message, "hint": "its traceback is in the agent's log"})
+            self._end(EXIT_LOST)
 
     async def _activate(self, message: dict[str, Any], notify_fd: int) -> None:
         """Take over: replay, open the journal, serve."""

@@ -7,11 +7,13 @@ request that was unanswered at that checkpoint. A request without an effect is t
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
 from orun.engine.journal import RecordView
+from orun.errors import Damaged
 from orun.store.reader import AgentReader
 from orun.store.records import FLAG_READONLY, NO_ID, Kind, unpack_effect
 from orun.worker import wire
@@ -22,6 +24,11 @@ from orun.worker.state import Blocks
 _REQUEST, _STEP = int(Kind.REQUEST), int(Kind.STEP)
 _RESTORE = int(Kind.RESTORE)
 _ANSWERS = (int(Kind.EFFECT), int(Kind.DEAD))
+
+RECALLED_RECORDS = 2048
+"""Replies are taken from so many records at least: more than can have been on their way when a worker died."""
+
+log = logging.getLogger("orun.worker")
 
 
 @final
@@ -71,7 +78,28 @@ def replay(reader: AgentReader, cache_bytes_max: int, progress: Callable[[int], 
     finally:
         if collecting:
             gc.enable()
+    if records < RECALLED_RECORDS and start > 0:
+        _recall(reader, start, RECALLED_RECORDS - records, answers)
     return Takeover(blocks, answers, [waiting[lsn] for lsn in sorted(waiting)], records, last_lsn)
+
+
+def _recall(reader: AgentReader, start: int, count: int, answers: Answers) -> None:
+    """Remember the replies in the last records before the replay, too.
+
+    A checkpoint may have been made after a worker's last effects and before their replies had left. The state
+    needs nothing from before it, but the callers send those requests again.
+    """
+    try:
+        for batch in reader.records(max(start - count, 0)):
+            for record in batch:
+                if record.lsn > start:
+                    return
+                if record.kind in _ANSWERS:
+                    reply, ok, _, request_id, _ = unpack_effect(record.payload)
+                    if request_id != NO_ID:
+                        answers.remember(request_id, b"", ok, reply)
+    except Damaged as error:
+        log.warning("replies from before the last checkpoint cannot be recalled: %s", error.message)
 
 
 def _take(
@@ -94,6 +122,8 @@ def _take(
                 waiting[record.lsn] = Unanswered(record.lsn, record.payload)
         elif kind == _RESTORE:
             waiting.clear()
+            # The replies to keys whose effects it undid are gone from the store; those it left are found there.
+            answers.forget_keys()
             if record.lsn > base_lsn:
                 blocks.replay(record.lsn, unpack_effect(record.payload)[2])
         elif kind == _STEP and record.ref in waiting:

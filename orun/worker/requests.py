@@ -116,6 +116,10 @@ class Answers:
                 if len(table) > self._count_max:
                     table.popitem(last=False)
 
+    def forget_keys(self) -> None:
+        """Leave the replies to idempotency keys to the store, for a restore has undone some of them."""
+        self._by_key.clear()
+
     def by_id(self, request_id: bytes) -> tuple[bool, bytes] | None:
         """The reply that a request id got, if it is recent."""
         return self._by_id.get(request_id) if request_id else None

@@ -17,9 +17,9 @@ import pytest
 
 from orun.engine.journal import JournalFenced, JournalFull, JournalWriter
 from orun.store.environment import Environment
+from orun.store.planning import Planner
 from orun.store.reader import AgentReader
 from orun.store.records import FLAG_KEYED, Kind, encode_effect, iterate_changes
-from orun.store.restore import Planner
 from orun.store.verify import verify
 from tests.unit.store.harness import state_dir
 

@@ -98,7 +98,7 @@ from orun.errors import OrunError
 from orun.settings import StoreSettings
 from orun.store.layout import StateDir
 from orun.store.recorder import Recorder
-from orun.store.restore import Planner
+from orun.store.planning import Planner
 
 def main():
     state = StateDir(sys.argv[1])

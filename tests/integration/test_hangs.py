@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-
 import time
 from pathlib import Path
 
@@ -117,7 +116,9 @@ def test_a_flood_of_output_neither_blocks_nor_fills_the_disk(orun: Orun) -> None
         )
     )
     assert orun.call("pour", {"megabytes": 100}) == "poured"
-    wait_until(lambda: "dropped" in (orun.state_dir / "logs" / "flood.log").read_text(), what="the note on what was dropped")
+    wait_until(
+        lambda: "dropped" in (orun.state_dir / "logs" / "flood.log").read_text(), what="the note on what was dropped"
+    )
     size = sum(path.stat().st_size for path in (orun.state_dir / "logs").iterdir())
     assert size < 60_000_000
 

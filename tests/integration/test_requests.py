@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from orun.errors import RequestFailed
 from orun.worker.client import connect
 from tests.support import COUNTER, Orun, alive, wait_until
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from orun.worker.phase import PHASE_REPLAYING, PHASE_SERVING, PHASE_STARTING
 from orun.runtime.liveness import Reading, Verdict, Watch
+from orun.worker.phase import PHASE_REPLAYING, PHASE_SERVING, PHASE_STARTING
 
 S = 1_000_000_000
 STALE_S = 5.0

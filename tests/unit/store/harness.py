@@ -13,8 +13,9 @@ from orun.settings import StoreSettings
 from orun.store.checkpoints import CheckpointInfo
 from orun.store.committer import Activation, Committer
 from orun.store.layout import StateDir
+from orun.store.planning import Planner
 from orun.store.records import FLAG_KEYED, Kind, encode_effect
-from orun.store.restore import Planner, RestorePlan
+from orun.store.restore import RestorePlan
 from orun.store.targets import Target
 
 T = TypeVar("T")

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orun.errors import Damaged, UsageError
+from orun.errors import Damaged
 from orun.store import blocks
 from orun.store.blocks import BlockCodec
 from orun.store.environment import Environment
+from orun.store.records import KEY_BYTES_MAX, KEY_STORED_MAX, encode_effect
 
 keys = st.binary(max_size=12) | st.lists(st.sampled_from([b"\x00", b"\x01", b"\xff", b"a"]), max_size=6).map(b"".join)
 lsns = st.integers(0, 2**63)
@@ -47,11 +48,18 @@ def test_every_flipped_byte_of_a_block_is_seen(data: bytes | None) -> None:
         codec.decode(stored_key, value[:5])
 
 
-def test_longest_key_can_be_stored_and_a_longer_one_is_refused() -> None:
-    blocks.check_key(b"k" * 400)
-    blocks.check_key(b"\x00" * 250)
-    with pytest.raises(UsageError):
-        blocks.check_key(b"\x00" * 251)
+def test_longest_key_can_be_stored_and_a_longer_one_is_refused(tmp_path: Path) -> None:
+    environment = Environment.for_writer(tmp_path, 1 << 20)
+    codec = BlockCodec()
+    for key in (b"k" * KEY_BYTES_MAX, b"k" * KEY_STORED_MAX, b"\x00" * (KEY_STORED_MAX // 2)):
+        encode_effect(b"", True, [(key, b"")])
+        environment.write(lambda txn, key=key: blocks.put(txn, "a", codec, key, 1, b"v"))
+        with environment.read() as txn:
+            assert blocks.get(txn, "a", codec, key, 1) == b"v"
+    for key in (b"k" * (KEY_STORED_MAX + 1), b"\x00" * 251):
+        with pytest.raises(ValueError, match="too long"):
+            encode_effect(b"", True, [(key, b"")])
+    environment.close()
 
 
 operations = st.lists(
@@ -106,3 +114,10 @@ def test_versions_are_those_of_a_list_of_dicts(
         old = [key for key, lsn in stored if lsn <= oldest]
         assert sorted(old) == sorted(states[retired][1])
         environment.close()
+
+
+def test_layout_of_a_block_is_the_documented_one() -> None:
+    """The golden block: stores in the field have these bytes."""
+    stored_key = blocks.version_key(b"k\x00", 5)
+    assert stored_key.hex() == "6b00ff0001fffffffffffffffa"
+    assert BlockCodec().encode(stored_key, b"v").hex() == "0000000033f2f14976"

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from orun.errors import Damaged
-from orun.store import checkpoints, log
+from orun.errors import Damaged, NotFound
+from orun.store import checkpoints, idempotency, log
 from orun.store.archive import ArchiveWriter, read_archive
+from orun.store.backup import write_backup
 from orun.store.blocks import version_key
 from orun.store.exports import export_path, read_export, verify_export
+from orun.store.planning import Planner
 from orun.store.reader import AgentReader
 from orun.store.records import Kind, encode_effect
-from orun.store.restore import Planner
+from orun.store.targets import Target
 from orun.store.verify import Summary, verify, verify_agent, verify_checkpoint
 from tests.unit.store.harness import SMALL, Desk
 
@@ -139,8 +141,7 @@ def test_damaged_log_stops_a_replay_with_its_lsn(desk: Desk) -> None:
     with pytest.raises(Damaged, match=f"LSN {int.from_bytes(key)}"):
         list(reader.records(0))
     reader.close()
-    with pytest.raises(Damaged):
-        desk._open()
+    desk.committer = desk._open()
 
 
 def test_checkpoint_over_damaged_log_fails_and_the_rest_goes_on(desk: Desk) -> None:
@@ -205,14 +206,141 @@ def test_archive_that_was_given_up_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_marker_that_is_damaged_is_said_by_name(desk: Desk) -> None:
+def test_damaged_marker_falls_back_to_the_one_before(desk: Desk) -> None:
     _filled(desk)
-    info = desk.committer.lane("counter").infos[-1]
+    before, info = desk.committer.lane("counter").infos
+    worker = desk.activate()
+    worker.change({b"k1": b"after"})
+    desk.committer.commit()
+    expected = desk.current()
     desk.flip("ckpt/counter", info.lsn.to_bytes(8), 6)
+    state = desk.state
+    desk.close()
+    warnings: list[str] = []
+    reader = AgentReader(state, "counter", warnings.append)
+    assert reader.base() == before.lsn
+    assert f"LSN {info.lsn}" in warnings[0]
+    assert next(reader.records(before.lsn))[0].lsn == before.lsn + 1
+    reader.close()
+    desk.committer = desk._open()
+    desk.committer.recover()
+    assert ("checkpoint_damaged", {"agent": "counter", "lsn": info.lsn}) in desk.events
+    assert desk.current() == expected
+    worker = desk.activate()
+    worker.change({b"k2": None})
+    again = desk.checkpoint()
+    assert desk.current() == worker.state
     with desk.committer.environment.read() as txn:
+        assert verify_checkpoint(txn, again) == []
         assert [lsn for lsn, _ in checkpoints.verify_rows(txn, "counter")] == [info.lsn]
-        with pytest.raises(Damaged, match=info.id):
-            checkpoints.load(txn, "counter")
+    for _ in range(SMALL.checkpoints_kept):
+        worker.change({b"k2": b"x"})
+        desk.checkpoint()
+    assert verify(desk.committer.environment).problems == []
+
+
+def test_damaged_list_of_changed_blocks_is_passed_over_and_said(desk: Desk) -> None:
+    worker = desk.activate()
+    for number in range(SMALL.checkpoints_kept):
+        worker.change({b"k": b"%d" % number})
+        desk.checkpoint()
+    key, _ = desk.rows("dirty/counter")[0]
+    desk.flip("dirty/counter", key, 5)
+    for number in range(3):
+        worker.change({b"k": b"later %d" % number})
+        desk.checkpoint()
+    assert any(kind == "job_failed" and fields["job"] == "retention" for kind, fields in desk.events)
+    assert len(desk.committer.lane("counter").infos) == SMALL.checkpoints_kept
+    assert verify(desk.committer.environment).problems == []
+    assert desk.current() == worker.state
+
+
+def test_damaged_reply_does_not_stop_the_sweep(desk: Desk) -> None:
+    worker = desk.activate()
+    worker.change({b"k": b"v"}, key=b"one")
+    worker.change({b"k": b"v"}, key=b"two")
+    desk.committer.commit()
+    desk.flip("idem/counter", b"kone", 7)
+    late = 2**62
+    assert desk.committer.environment.write(lambda txn: idempotency.sweep(txn, "counter", late)) == 2
+    with desk.committer.environment.read() as txn, pytest.raises(Damaged, match="one"):
+        idempotency.get(txn, "counter", b"one", 0)
+
+
+def test_damaged_entry_of_an_agent_does_not_bring_back_an_old_epoch(desk: Desk) -> None:
+    desk.activate()
+    desk.activate().change({b"k": b"v"})
+    desk.committer.commit()
+    desk.flip("meta", b"agent/counter", 5)
+    desk.crash()
+    desk.committer.recover()
+    assert desk.committer.lane("counter").row.epoch > 2
+    desk.activate().change({b"k": b"w"})
+    desk.committer.commit()
+    assert verify(desk.committer.environment).problems == []
+
+
+@pytest.mark.parametrize("place", ["last", "middle", "first"])
+def test_restore_goes_back_past_a_damaged_log(desk: Desk, place: str) -> None:
+    """The damaged part lies behind the last checkpoint: nobody can replay it, and no worker can start."""
+    worker = desk.activate()
+    for number in range(20):
+        worker.change({b"k%d" % (number % 5): b"%d" % number, b"gone %d" % number: None}, key=b"key %d" % number)
+        desk.committer.commit()
+        if number in (4, 9):
+            desk.checkpoint()
+    second = desk.committer.lane("counter").infos[-1]
+    rows = [(database, key) for database in desk.databases("seg/") for key, _ in desk.rows(database)]
+    behind = [(database, key) for database, key in rows if int.from_bytes(key) > second.lsn]
+    database, key = {"last": behind[-1], "middle": behind[len(behind) // 2], "first": behind[0]}[place]
+    desk.flip(database, key, 90)
+    damaged_lsn = int.from_bytes(key)
+    desk.crash()
+    assert desk.committer.recover()[0]["agent"] == "counter"
+    assert "log_damaged" in [kind for kind, _ in desk.events]
+    with pytest.raises(Damaged, match=f"LSN {damaged_lsn}"):
+        desk.activate()
+    with pytest.raises(Damaged):
+        desk.checkpoint()
+    other = desk.committer.activate("other", durability="disk", version="", reason="")
+    assert other.first_lsn == 1
+    with pytest.raises(Damaged):
+        desk.plan(Target(lsn=damaged_lsn))
+    target = damaged_lsn - 1
+    plan = desk.restore(Target(lsn=target))
+    assert plan.rebase
+    assert plan.from_lsn >= 40
+    assert desk.current() == desk.history[target]
+    assert verify(desk.committer.environment).problems == []
+    assert [path.suffixes for path in desk.state.dumps.glob("*.log.orun")] == [[".log", ".orun"]]
+    worker = desk.activate()
+    worker.change({b"k0": b"new", b"k1": None})
+    info = desk.checkpoint()
+    assert desk.current() == worker.state
+    with desk.committer.environment.read() as txn:
+        assert verify_checkpoint(txn, info) == []
+    # Checkpoints from before the gap can still be restored, and only they.
+    with pytest.raises(NotFound):
+        desk.plan(Target(lsn=second.lsn + 1))
+    desk.restore(Target(checkpoint=second.id))
+    assert desk.current() == desk.history[second.lsn]
+
+
+def test_restore_from_a_file_past_a_damaged_log(desk: Desk, tmp_path: Path) -> None:
+    worker = desk.activate()
+    worker.change({b"a": b"1", b"b": b"2"})
+    desk.committer.commit()
+    path = tmp_path / "backup.orun"
+    write_backup(desk.committer.environment, path)
+    worker.change({b"a": b"9", b"c": b"3"})
+    desk.committer.commit()
+    desk.flip(desk.databases("seg/")[0], (3).to_bytes(8), 100)
+    desk.crash()
+    desk.committer.recover()
+    plan = desk.restore(Target(source=path))
+    assert plan.rebase
+    assert desk.current() == {b"a": b"1", b"b": b"2"}
+    desk.activate()
 
 
 def test_current_state_is_read_past_damage(desk: Desk) -> None:

@@ -18,10 +18,10 @@ from orun.settings import StoreSettings
 from orun.store.backup import restore_backup, verify_backup
 from orun.store.committer import Activation
 from orun.store.layout import StateDir
+from orun.store.planning import read_source
 from orun.store.reader import AgentReader
 from orun.store.recorder import Recorder
 from orun.store.records import FLAG_KEYED, Kind, encode_effect
-from orun.store.restore import read_source
 from orun.store.targets import Target
 from tests.support import wait_until
 from tests.unit.store.harness import state_dir

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from orun.engine.journal import CorruptRecord
+from orun.engine.journal import CorruptRecord, JournalReader, JournalWriter
 from orun.errors import Damaged
 from orun.store.records import Kind
-from orun.store.recovery import behind
+from orun.store.recovery import behind, continuation
 from orun.store.verify import verify
 from tests.unit.store.harness import Desk
 from tests.unit.store.test_frames import drained_of
@@ -103,6 +105,24 @@ def test_what_is_before_damage_is_taken_and_the_rest_told(desk: Desk) -> None:
     assert [path.name for path in desk.state.dumps.iterdir()] == ["counter.1.ring.damaged"]
 
 
+def test_torn_end_after_a_power_cut_is_no_damage(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the disk never had is missing at the end; nothing needs to be kept for inspection."""
+    worker = desk.activate()
+    for number in range(10):
+        worker.change({b"a": b"%d" % number})
+    desk.crash()
+    with desk.state.ring("counter", 1).open("r+b") as ring:
+        ring.seek(4096 + 512)
+        ring.write(bytes(512))
+    monkeypatch.setattr("orun.store.committer.boot_id", lambda: "after the cut")
+    (found,) = desk.committer.recover()
+    assert 0 < found["records"] < 20
+    assert desk.current() == desk.history[found["records"]]
+    assert [kind for kind, _ in desk.events] == ["recovered", "journal_cut"]
+    assert list(desk.state.dumps.iterdir()) == []
+    assert list(desk.state.rings.iterdir()) == []
+
+
 def test_part_behind_the_log_is_cut_out() -> None:
     drained = drained_of([b"%d" % number for number in range(10)], first_lsn=5, prev_crc=3)
     assert behind(drained, 4, 3) == drained
@@ -124,3 +144,27 @@ def test_gap_and_foreign_history_are_refused() -> None:
         behind(drained, 4, 99)
     with pytest.raises(Damaged, match="not the one in the log"):
         behind(drained, 5, 99)
+
+
+def test_every_flipped_byte_of_a_ring_is_found(tmp_path: Path) -> None:
+    """Sound records before the damage are taken, nothing at or behind it, and it is said."""
+    path = tmp_path / "ring"
+    reader = JournalReader.create(path, capacity=4096, epoch=3, first_lsn=1, prev_crc=0)
+    writer = JournalWriter.open(path)
+    ends = []
+    for number in range(8):
+        writer.append(Kind.REQUEST, b"payload" * number, ref=number)
+        reader.drain()
+        ends.append(sum(48 + (7 * n + 7 & ~7) for n in range(number + 1)))
+    writer.close()
+    reader.close()
+    good = path.read_bytes()
+    for offset in range(ends[-1]):
+        damaged = bytearray(good)
+        damaged[4096 + offset] ^= 0x20
+        path.write_bytes(damaged)
+        left = JournalReader.open(path)
+        found = continuation(left, 0, 0)
+        left.close()
+        assert found.count == sum(end <= offset for end in ends)
+        assert "damaged" in found.problem

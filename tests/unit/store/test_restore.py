@@ -52,6 +52,7 @@ def test_dry_plan_changes_nothing(desk: Desk) -> None:
         "source": None,
         "blocks_changed": 1,
         "replayed_records": 2,
+        "rebase": False,
         "applied": False,
         "lsn": 0,
     }
