@@ -6,7 +6,6 @@ import asyncio
 import itertools
 import os
 import socket
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -15,11 +14,11 @@ import msgpack
 
 from orun.errors import OrunError
 from orun.runtime.child import Child, Exit, StartFailed
+from orun.runtime.early import CONTROL_FD, Early, forkserver_command
 from orun.runtime.processes import Process, Processes
 from orun.worker.forkserver import FDS_MAX, MESSAGE_BYTES_MAX
 
 FORK_TIMEOUT_S: Final = 10.0
-_CONTROL_FD: Final = 3
 
 
 class ForkFailed(OrunError):
@@ -146,19 +145,6 @@ class ForkClient:
             future.set_exception(ForkFailed(f"{title} cannot be forked: {message['error']}"))
 
 
-def forkserver_command(modules: Sequence[str] = ()) -> list[str]:
-    """The command line of a forkserver that has ``modules`` loaded.
-
-    ``-P`` keeps the current folder out of its import path: a file named like a module of the standard
-    library beside the user's agent would otherwise break it.
-    """
-    command = [sys.executable, "-P", "-m", "orun.worker.forkserver"]
-    command += ["--control-fd", str(_CONTROL_FD), "--parent", str(os.getpid())]
-    for module in modules:
-        command += ["--import", module]
-    return command
-
-
 class Forkserver:
     """The forkserver as a service: ``fork`` waits for the present one, or for the next when it died."""
 
@@ -169,7 +155,9 @@ class Forkserver:
         modules: Sequence[str] = (),
         output: Callable[[], tuple[int, int]] | None = None,
         start_timeout: float = 30.0,
+        early: Early | None = None,
     ) -> None:
+        self._early = early
         self._processes = processes
         self._modules = modules
         self._output = output
@@ -216,9 +204,12 @@ class Forkserver:
             self._changed.notify_all()
 
     def spawn(self) -> tuple[Process, ForkClient]:
-        """Start the program."""
+        """Start the program, or take the one that was started early."""
+        early, self._early = self._early, None
+        if early is not None:
+            return self._processes.adopt(early.pid, "forkserver"), ForkClient(early.control, self._processes)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        fds = {_CONTROL_FD: theirs.fileno()}
+        fds = {CONTROL_FD: theirs.fileno()}
         streams = self._output() if self._output is not None else ()
         fds |= dict(zip((1, 2), streams, strict=False))
         try:

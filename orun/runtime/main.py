@@ -12,15 +12,16 @@ from typing import Any, NoReturn
 
 from orun import settings_file
 from orun.errors import OrunError
+from orun.runtime.early import Early
 from orun.runtime.launch import READY_FD, Options
 
 
-def main() -> NoReturn:
+def main(early: Early | None = None) -> NoReturn:
     """Run until the end and exit with its code."""
     options = Options(**json.loads(sys.argv[1]))
     ready = Ready(os.environ.pop(READY_FD, ""))
     try:
-        code = asyncio.run(_run(options, ready))
+        code = asyncio.run(_run(options, ready, early))
     except OrunError as error:
         ready.failed(error)
         code = error.code
@@ -37,12 +38,12 @@ def main() -> NoReturn:
     os._exit(code)
 
 
-async def _run(options: Options, ready: Ready) -> int:
+async def _run(options: Options, ready: Ready, early: Early | None) -> int:
     from orun.runtime.live import show
     from orun.runtime.runtime import Runtime
 
     settings = settings_file.load(file=options.settings_file, overrides=options.settings).settings
-    runtime = Runtime(options, settings)
+    runtime = Runtime(options, settings, early)
     if options.live:
         return await show(runtime, ready.succeeded)
     echo = _say if options.foreground and not options.quiet else None

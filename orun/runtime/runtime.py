@@ -29,6 +29,7 @@ from orun.runtime.agents import AgentChild, AgentHost, Services
 from orun.runtime.child import ChildSpec, Exit, failure_of
 from orun.runtime.commands import command_spec
 from orun.runtime.control import ControlServer
+from orun.runtime.early import WORKER_MODULES, Early
 from orun.runtime.forked import ForkedChild
 from orun.runtime.forking import Forkserver
 from orun.runtime.guardlink import GuardLink
@@ -48,7 +49,6 @@ from orun.worker.process import set_subreaper
 
 log = logging.getLogger("orun.runtime")
 
-WORKER_MODULES = ("orun.worker.main", "asyncio", "orun.worker.client")
 EXIT_INTERRUPTED = 130
 EXIT_TERMINATED = 143
 EXIT_GUARD_GONE = 125
@@ -59,7 +59,8 @@ HTTP_FILE = "http"
 class Runtime:
     """One runtime, from the lock to the last line of its log."""
 
-    def __init__(self, options: Options, settings: Settings) -> None:
+    def __init__(self, options: Options, settings: Settings, early: Early | None = None) -> None:
+        self._early = early
         self.options = options
         self.settings = settings
         self.state = StateDir(options.state_dir)
@@ -80,7 +81,8 @@ class Runtime:
         self._ending = loop.create_future()
         self._catch_signals(loop)
         set_subreaper()
-        self.processes = Processes(spare=child_pids())
+        ours = {self._early.pid} if self._early is not None else set()
+        self.processes = Processes(spare=set(child_pids()) - ours)
         self.state.create()
         with StateLock(self.state):
             self.events = reporting.Events(self.state, self.settings.logs)
@@ -150,7 +152,9 @@ class Runtime:
 
     async def _start_children(self) -> None:
         settings = self.settings.runtime
-        self.forkserver = Forkserver(self.processes, modules=WORKER_MODULES, output=self.log_of("forkserver").pipes)
+        self.forkserver = Forkserver(
+            self.processes, modules=WORKER_MODULES, output=self.log_of("forkserver").pipes, early=self._early
+        )
         await self._add_branch("forkserver", [ChildSpec("forkserver process", start=self.forkserver.child)])
         services = Services(
             settings=self.settings,

@@ -13,6 +13,7 @@ the only one under way when it does, and no innocent request collects attempts.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 import traceback
 from collections import deque
@@ -30,6 +31,10 @@ from orun.worker.state import Blocks, ReadOnly, Unencodable, View
 SLICE_NS = 2_000_000
 """Plain handlers run back to back for so long before the loop looks at its sockets again."""
 CONFLICTS_MAX = 16
+EXIT_FORKED = 0
+"""Of a child that a handler forked and that came back from it."""
+MESSAGE_CHARS_MAX = 4000
+"""What an error says beyond this is cut off: it is logged, and sent."""
 _JOURNAL_WAIT_S = 0.001
 
 
@@ -94,6 +99,7 @@ class Executor:
         self._tasks: set[asyncio.Task[None]] = set()
         self._undelivered: deque[tuple[int, Request, bool, bytes]] = deque()
         self._pump_scheduled = False
+        self._forked = False
         self._requests = page.requests
         self._errors = page.errors
         self._last_effect_lsn = 0
@@ -120,6 +126,14 @@ class Executor:
         """Answer a logged request without running it: set aside, interrupted, or past its deadline."""
         self._finish(request, ok, wire.pack(body), [], kind)
         self._schedule()
+
+    def disown(self) -> None:
+        """Called in a child that a handler has forked: it may do what it likes, but it is not the worker.
+
+        Journal, sockets and event loop are the parent's. When the child comes back from the handler, it ends.
+        """
+        self._forked = True
+        self._loop.call_soon(os._exit, EXIT_FORKED)
 
     def count_busy(self) -> None:
         """A request was refused because too many wait."""
@@ -181,7 +195,8 @@ class Executor:
             return False
         try:
             if request.first_lsn:
-                lsn = self._journal.append(Kind.REQUEST, b"", ref=request.first_lsn)
+                # Not refused when the journal is full: it is logged already, and would be run once more later.
+                lsn = self._append(Kind.REQUEST, b"", ref=request.first_lsn)
             else:
                 flags = FLAG_READONLY if handler.readonly else 0
                 lsn = self._journal.append(Kind.REQUEST, request.frame, flags=flags)
@@ -217,7 +232,8 @@ class Executor:
                 reply = handler.function(view, request.payload, self._context(request))
             else:
                 reply = handler.function(view, request.payload)
-        except Exception as error:  # noqa: BLE001  the plug-in boundary: whatever a handler raises is its answer
+        except BaseException as error:  # noqa: BLE001  the plug-in boundary: whatever a handler raises is its answer
+            # sys.exit() and KeyboardInterrupt too: they are no reason to end what serves everybody else.
             self._finish(request, False, _describe(error, handler), [])
             return
         self._commit(request, view, reply)
@@ -233,7 +249,7 @@ class Executor:
                         reply = await handler.function(view, request.payload, self._context(request))
                     else:
                         reply = await handler.function(view, request.payload)
-            except Exception as error:  # noqa: BLE001  the plug-in boundary
+            except BaseException as error:  # noqa: BLE001  the plug-in boundary
                 body = _describe(error, handler)
                 if limit.expired():
                     message = f"handler {handler.name!r} ran longer than {timeout_s:g} s"
@@ -270,14 +286,14 @@ class Executor:
     def _commit(self, request: Request, view: View, reply: Any) -> None:
         try:
             body = wire.pack(reply)
-        except (TypeError, ValueError, OverflowError) as error:
-            message = f"the reply of handler {_name(request)!r} cannot be encoded: {error}"
+        except Exception as error:  # noqa: BLE001  a class of the user's may raise anything while it is encoded
+            message = f"the reply of handler {_name(request)!r} cannot be encoded: {_text_of(error)}"
             self._finish(request, False, wire.pack(wire.error_body("unencodable_reply", message)), [])
             return
         try:
             changes = view.changes()
         except Unencodable as error:
-            message = f"handler {_name(request)!r} left a value in the state that cannot be encoded: {error}"
+            message = f"handler {_name(request)!r} left a value in the state that cannot be encoded: {_text_of(error)}"
             self._finish(request, False, wire.pack(wire.error_body("unencodable_reply", message)), [])
             return
         self._finish(request, True, body, changes)
@@ -291,6 +307,8 @@ class Executor:
         kind: Kind = Kind.EFFECT,
     ) -> None:
         """Log the effect, make it visible, and answer."""
+        if self._forked:
+            os._exit(EXIT_FORKED)
         handler = request.handler
         if handler is not None and handler.readonly:
             lsn = self._last_effect_lsn
@@ -320,6 +338,8 @@ class Executor:
 
     def _append(self, kind: Kind, payload: bytes, *, ref: int, flags: int = 0) -> int:
         """Append what must not be refused: the handler has run, so a full journal is waited for."""
+        if self._forked:
+            os._exit(EXIT_FORKED)
         while True:
             try:
                 return self._journal.append(kind, payload, ref=ref, flags=flags)
@@ -396,8 +416,19 @@ def _describe(error: BaseException, handler: Handler) -> bytes:
     for frame in traceback.extract_tb(error.__traceback__):
         if code is not None and frame.filename == code.co_filename:
             where = f"{frame.filename}:{frame.lineno}"
-    message = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    text = _text_of(error)
+    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
     body = wire.error_body(kind, message)
     if where:
         body["where"] = where
     return wire.pack(body)
+
+
+def _text_of(error: BaseException) -> str:
+    """What an error says, in any case: short enough to be logged, and text that can be encoded."""
+    try:
+        text = str(error)
+    except Exception as second:  # noqa: BLE001  the plug-in boundary: the error is the user's class
+        text = f"(and it cannot say more: {type(second).__name__})"
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return text if len(text) <= MESSAGE_CHARS_MAX else text[:MESSAGE_CHARS_MAX] + " …"

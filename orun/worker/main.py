@@ -191,6 +191,7 @@ class Worker:
             abandon=self._abandon,
         )
         service.attach(executor, self._reader.reply_for)
+        os.register_at_fork(after_in_child=executor.disown)
         self._service = service
         return executor
 

@@ -201,6 +201,8 @@ class View(MutableMapping[str, Any]):
                 encoded = wire.pack(value)
             except (TypeError, ValueError, OverflowError) as error:
                 raise Unencodable(f"block {key!r}: {error}") from error
+            except Exception as error:  # a class of the user's may raise anything while it is encoded
+                raise Unencodable(f"block {key!r}: {type(error).__name__}") from error
             if encoded != origin:
                 found.append((key.encode(), encoded))
         return found

@@ -25,8 +25,8 @@ def add(state, request):
 
 @agent.handler
 def segfault(state, request, ctx):
-    state["n"] = -1
     if first(ctx):
+        state["n"] = -1
         ctypes.string_at(0)
     return "second attempt"
 
@@ -142,6 +142,22 @@ def huge_number(state, request):
 def lone_surrogate(state, request):
     return "\\ud800"
 
+class EvilDict(dict):
+    def items(self):
+        raise RuntimeError("not you")
+
+    def __len__(self):
+        raise RuntimeError("nor you")
+
+@agent.handler
+def evil_reply(state, request):
+    return EvilDict(a=1)
+
+@agent.handler
+def evil_state(state, request):
+    state["evil"] = EvilDict(a=1)
+    return "kept"
+
 @agent.handler
 def evil_error(state, request):
     class Evil(Exception):
@@ -183,6 +199,24 @@ def fork_both(state, request):
     state["n"] = state.get("n", 0) + 1
     os.fork()
     return state["n"]
+
+@agent.handler(readonly=True)
+def fork_both_readonly(state, request):
+    os.fork()
+    return state.get("n")
+
+@agent.handler
+async def fork_both_async(state, request):
+    os.fork()
+    await asyncio.sleep(0.05)
+    state["n"] = state.get("n", 0) + 1
+    return state["n"]
+
+@agent.handler
+def fork_and_work(state, request):
+    import multiprocessing
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        return pool.map(abs, [-1, -2, -3])
 
 @agent.handler
 def leave_threads(state, request):
@@ -275,12 +309,15 @@ def outcome(orun: Orun, handler: str, payload: object = None) -> Any:
         ("huge_state", {"bytes": 8 << 20}, "too_large"),
         ("huge_number", None, "unencodable_reply"),
         ("lone_surrogate", None, "unencodable_reply"),
+        ("evil_reply", None, "unencodable_reply"),
+        ("evil_state", None, "unencodable_reply"),
         ("evil_error", None, "handler_error"),
         ("surrogate_error", None, "handler_error"),
         ("huge_error", None, "handler_error"),
         ("close_everything", None, "second attempt"),
         ("close_streams", None, "closed"),
         ("change_folder", None, "/"),
+        ("fork_and_work", None, [1, 2, 3]),
         ("leave_threads", None, 22),
         ("print_binary", None, "printed"),
         ("block_signals", None, "deaf"),
@@ -295,3 +332,21 @@ def test_the_agent_goes_on_after(wild: Orun, handler: str, payload: object, expe
     if handler != "leave_threads":
         assert found == expected
     assert outcome(wild, "add") == before + 1
+
+
+@pytest.mark.parametrize("handler", ["fork_both", "fork_both_async", "fork_both_readonly"])
+def test_a_fork_that_comes_back_from_its_handler_is_not_a_second_worker(wild: Orun, handler: str) -> None:
+    """Both would write the same journal and answer the same sockets."""
+    before = outcome(wild, "add")
+    for round in range(1, 6):
+        expected = before if handler == "fork_both_readonly" else before + round
+        assert outcome(wild, handler) == expected
+    assert outcome(wild, "add") == expected + 1
+    assert wild.json("wal", "verify")["ok"]
+
+
+def test_binary_output_is_logged_as_it_is(wild: Orun) -> None:
+    assert outcome(wild, "print_binary") == "printed"
+    log = wild.state_dir / "logs" / "wild.log"
+    wait_until(lambda: bytes(range(1, 10)) in log.read_bytes(), what="the output in the log")
+    assert wild.run("logs").returncode == 0
