@@ -98,7 +98,7 @@ def running(state_dir: str) -> dict[str, Any] | None:
     try:
         with open(os.path.join(state_dir, "run", "runtime.json"), encoding="utf-8") as file:
             document = json.load(file)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise NotRunning(f"cannot read {state_dir}/run/runtime.json: {error}") from error

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
-from orun.errors import DeadlineExceeded, OrunError
+from orun.errors import DeadlineExceeded, UsageError
 from orun.worker.plain import error_for_code
 
 READY_FD = "ORUN_READY_FD"
@@ -67,7 +67,7 @@ def detach(options: Options, progress: Callable[[str], None], *, timeout_s: floa
         os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise OrunError(
+        raise UsageError(
             f"cannot write to {options.state_dir}: {error.strerror}",
             hint="choose another place with --state-dir, or make this one writable",
         ) from error

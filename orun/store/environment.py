@@ -233,7 +233,7 @@ class Environment:
                 except lmdb.MapFullError:
                     self._grow()
         except (lmdb.Error, OSError) as error:
-            raise explain(error, "cannot write the journal database", self._path) from error
+            raise explain(error, f"cannot write the journal database {self._path}", self._path) from error
         finally:
             if not done:
                 self.close()

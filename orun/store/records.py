@@ -52,6 +52,8 @@ _CHANGE = struct.Struct("<HHI")
 _LAYOUT = 1
 _DELETED = 1
 NO_ID = bytes(16)
+_KEY_CHECKED = KEY_STORED_MAX // 2
+"""A shorter key fits whatever it holds: no byte is stored as more than two."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,20 +74,21 @@ def encode_effect(
     request_id: bytes = NO_ID,
     key: bytes = b"",
 ) -> bytes:
-    """Lay out an EFFECT payload; ``reply`` is the encoded reply body."""
+    """Lay out an EFFECT payload; ``reply`` is the encoded reply body.
+
+    Raises ValueError for a block key that has no place in the database.
+    """
     parts = [b"", key, reply]
     count = 0
     for name, value in changes:
         count += 1
-        if len(name) + name.count(0) > KEY_STORED_MAX:
+        size = len(name)
+        if size > _KEY_CHECKED and size + name.count(0) > KEY_STORED_MAX:
             raise ValueError(f"the block key {name[:20]!r}... is too long")
         if value is None:
-            parts.append(_CHANGE.pack(len(name), _DELETED, 0))
-            parts.append(name)
+            parts += (_CHANGE.pack(size, _DELETED, 0), name)
         else:
-            parts.append(_CHANGE.pack(len(name), 0, len(value)))
-            parts.append(name)
-            parts.append(value)
+            parts += (_CHANGE.pack(size, 0, len(value)), name, value)
     parts[0] = _EFFECT.pack(_LAYOUT, 0 if ok else 1, len(key), len(reply), count, request_id)
     return b"".join(parts)
 

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, final
 
 from orun.engine.journal import JournalFenced, JournalFull, RecordTooLarge
+from orun.engine.pages import SLOTS
 from orun.settings import AgentSettings
 from orun.store.records import FLAG_KEYED, FLAG_READONLY, NO_ID, Kind, encode_effect
 from orun.worker import wire
@@ -49,18 +50,26 @@ class Journal(Protocol):
         """Write a record; returns its LSN."""
 
 
-class Page(Protocol):
-    """The slots of the shared page that the executor writes."""
+_HANDLER_START, _HANDLER_LSN = SLOTS["handler_start_ns"], SLOTS["handler_lsn"]
+_HANDLER_DEADLINE = SLOTS["handler_deadline_ns"]
+_REQUESTS, _ERRORS, _BUSY = SLOTS["requests"], SLOTS["errors"], SLOTS["busy"]
+_IN_FLIGHT, _QUEUE_DEPTH, _LAST_LSN = SLOTS["in_flight"], SLOTS["queue_depth"], SLOTS["last_lsn"]
 
-    handler_start_ns: int
-    handler_lsn: int
-    handler_deadline_ns: int
-    requests: int
-    errors: int
-    in_flight: int
-    queue_depth: int
-    last_lsn: int
-    busy: int
+
+class Slots(Protocol):
+    """Numbers by index."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+    def __setitem__(self, index: int, value: int, /) -> None: ...
+
+
+class Page(Protocol):
+    """What the executor needs of the shared page. It writes slots by number: an attribute costs twice as much."""
+
+    @property
+    def slots(self) -> Slots:
+        """All slots, as ``SLOTS`` numbers them."""
 
     def record_latency(self, ns: int) -> None:
         """Count one request's time from arrival to reply."""
@@ -88,7 +97,7 @@ class Executor:
         self.blocks = blocks
         self._answers = answers
         self._journal = journal
-        self._page = page
+        self._record_latency = page.record_latency
         self._wake_recorder = wake_recorder
         self._answered = answered
         self._abandon = abandon
@@ -100,8 +109,10 @@ class Executor:
         self._undelivered: deque[tuple[int, Request, bool, bytes]] = deque()
         self._pump_scheduled = False
         self._forked = False
-        self._requests = page.requests
-        self._errors = page.errors
+        self._slots = page.slots
+        self._encode = wire.Encoder()
+        self._requests = self._slots[_REQUESTS]
+        self._errors = self._slots[_ERRORS]
         self._last_effect_lsn = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -137,7 +148,7 @@ class Executor:
 
     def count_busy(self) -> None:
         """A request was refused because too many wait."""
-        self._page.busy += 1
+        self._slots[_BUSY] += 1
 
     def on_durable(self) -> None:
         """The recorder published: let go of the replies that waited for the disk."""
@@ -218,15 +229,15 @@ class Executor:
         return True
 
     def _show_handler(self, request: Request, start_ns: int) -> None:
-        page = self._page
+        slots = self._slots
         assert request.handler is not None
         timeout_s = request.handler.timeout_s or self._settings.handler_timeout
-        page.handler_lsn = request.first_lsn
-        page.handler_deadline_ns = start_ns + int(timeout_s * 1e9)
-        page.handler_start_ns = start_ns
+        slots[_HANDLER_LSN] = request.first_lsn
+        slots[_HANDLER_DEADLINE] = start_ns + int(timeout_s * 1e9)
+        slots[_HANDLER_START] = start_ns
 
     def _run(self, request: Request, handler: Handler) -> None:
-        view = View(self.blocks, readonly=handler.readonly)
+        view = View(self.blocks, readonly=handler.readonly, encode=self._encode)
         try:
             if handler.takes_context:
                 reply = handler.function(view, request.payload, self._context(request))
@@ -241,7 +252,7 @@ class Executor:
     async def _run_async(self, request: Request, handler: Handler) -> None:
         timeout_s = handler.timeout_s or self._settings.handler_timeout
         while True:
-            view = View(self.blocks, readonly=handler.readonly)
+            view = View(self.blocks, readonly=handler.readonly, encode=self._encode)
             limit = asyncio.timeout(timeout_s)
             try:
                 async with limit:
@@ -357,7 +368,7 @@ class Executor:
         first = next(iter(running), None)
         running.pop(request, None)
         if request is first or first is None:
-            self._page.handler_start_ns = 0
+            self._slots[_HANDLER_START] = 0
             following = next(iter(running), None)
             if following is not None:
                 self._show_handler(following, running[following])
@@ -367,7 +378,7 @@ class Executor:
             caller.reply(seq, ok, body)
         request.callers.clear()
         self._answered(request)
-        self._page.record_latency(time.monotonic_ns() - request.received_ns)
+        self._record_latency(time.monotonic_ns() - request.received_ns)
 
     def _fail_unlogged(self, request: Request, body: bytes) -> None:
         self._ended(request)
@@ -389,12 +400,12 @@ class Executor:
         self._schedule()
 
     def _after_work(self) -> None:
-        page = self._page
-        page.requests = self._requests
-        page.errors = self._errors
-        page.in_flight = len(self._running)
-        page.queue_depth = len(self._queue) + len(self._redeliveries)
-        page.last_lsn = self._last_effect_lsn
+        slots = self._slots
+        slots[_REQUESTS] = self._requests
+        slots[_ERRORS] = self._errors
+        slots[_IN_FLIGHT] = len(self._running)
+        slots[_QUEUE_DEPTH] = len(self._queue) + len(self._redeliveries)
+        slots[_LAST_LSN] = self._last_effect_lsn
         self.flush()
         self._wake_recorder(bool(self._undelivered))
         self._update_idle()

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import final
 
+from orun.engine.pages import SLOTS
 from orun.settings import AgentSettings
 from orun.store.reader import AgentReader
 from orun.worker import wire
@@ -76,8 +77,8 @@ class _Journal:
 class _Page:
     """A page that nobody looks at."""
 
-    handler_start_ns = handler_lsn = handler_deadline_ns = 0
-    requests = errors = in_flight = queue_depth = last_lsn = busy = 0
+    def __init__(self) -> None:
+        self.slots = [0] * len(SLOTS)
 
     def record_latency(self, ns: int) -> None:
         """Counted nowhere."""

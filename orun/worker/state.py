@@ -9,10 +9,10 @@ a block mutated in place is noticed because its encoding is compared when the ha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, Protocol, final
 
-from orun.store.records import KEY_BYTES_MAX
+from orun.store.records import KEY_BYTES_MAX, KEY_STORED_MAX
 from orun.worker import wire
 
 
@@ -130,10 +130,11 @@ _ABSENT: Any = object()
 class View(MutableMapping[str, Any]):
     """The state as one request sees it. Nothing leaves it before ``changes`` is taken and applied."""
 
-    __slots__ = ("_blocks", "_listed", "_local", "_origin", "_readonly", "_started")
+    __slots__ = ("_blocks", "_encode", "_listed", "_local", "_origin", "_readonly", "_started")
 
-    def __init__(self, blocks: Blocks, *, readonly: bool = False) -> None:
+    def __init__(self, blocks: Blocks, *, readonly: bool = False, encode: Callable[[Any], bytes] = wire.pack) -> None:
         self._blocks = blocks
+        self._encode = encode
         self._readonly = readonly
         self._local: dict[str, Any] = {}
         self._origin: dict[str, bytes | None] = {}
@@ -198,7 +199,7 @@ class View(MutableMapping[str, Any]):
                     found.append((key.encode(), None))
                 continue
             try:
-                encoded = wire.pack(value)
+                encoded = self._encode(value)
             except (TypeError, ValueError, OverflowError) as error:
                 raise Unencodable(f"block {key!r}: {error}") from error
             except Exception as error:  # a class of the user's may raise anything while it is encoded
@@ -238,7 +239,8 @@ def _encode_key(key: str) -> bytes:
     if not isinstance(key, str):
         raise TypeError(f"a block's key is a str, not {type(key).__name__}: {key!r}")
     encoded = key.encode()
-    if len(encoded) > KEY_BYTES_MAX:
+    size = len(encoded)
+    if size > KEY_BYTES_MAX or (size > KEY_STORED_MAX // 2 and size + encoded.count(0) > KEY_STORED_MAX):
         raise ValueError(
             f"a block's key is at most {KEY_BYTES_MAX} bytes of UTF-8, this one is {len(encoded)}: {key[:40]!r}…"
         )

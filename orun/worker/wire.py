@@ -58,6 +58,27 @@ def pack(value: Any) -> bytes:
     return msgpack.packb(value, use_bin_type=True)  # type: ignore[no-any-return]
 
 
+class Encoder:
+    """``pack`` for one owner in one thread: it keeps its buffer, which makes it more than twice as fast."""
+
+    __slots__ = ("_busy", "_pack")
+
+    def __init__(self) -> None:
+        self._pack = msgpack.Packer(use_bin_type=True).pack
+        self._busy = False
+
+    def __call__(self, value: Any) -> bytes:
+        """As ``pack``."""
+        if self._busy:
+            # A user's mapping may come back here while it is being encoded; the buffer is in use then.
+            return pack(value)
+        self._busy = True
+        try:
+            return self._pack(value)  # type: ignore[no-any-return]
+        finally:
+            self._busy = False
+
+
 def unpack(body: bytes | memoryview) -> Any:
     """Decode one MessagePack value. Raises BadFrame for anything malformed, too deep or not UTF-8."""
     try:
@@ -74,9 +95,8 @@ def encode(value: Any) -> bytes:
 
 def encode_reply(seq: int, ok: bool, body: bytes) -> bytes:
     """The frame of a reply whose body is encoded already: ``[seq, ok, body]`` without a second pass."""
-    head = pack(seq)
-    size = 2 + len(head) + len(body)
-    return b"".join((_LENGTH.pack(size), b"\x93", head, b"\xc3" if ok else b"\xc2", body))
+    outcome = b"\xc3" if ok else b"\xc2"
+    return b"".join((_LENGTH.pack(11 + len(body)), b"\x93\xcf", seq.to_bytes(8, "big"), outcome, body))
 
 
 def error_body(kind: ErrorType, message: str, **more: Any) -> dict[str, Any]:

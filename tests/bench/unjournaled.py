@@ -1,4 +1,4 @@
-"""A worker with everything but a journal, for `journal on / off`: run as a script with AGENT_FILE SOCKET."""
+"""A worker with everything but a journal, for `journal on / off`; arguments: AGENT_FILE SOCKET."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from orun.engine.pages import AgentPage
 from orun.settings import AgentSettings
 from orun.worker.executor import Executor
 from orun.worker.requests import Answers
@@ -26,14 +27,6 @@ class NoJournal:
     def append(self, kind: int, payload: bytes, *, ref: int = 0, flags: int = 0) -> int:
         self._lsn += 1
         return self._lsn
-
-
-class NoPage:
-    handler_start_ns = handler_lsn = handler_deadline_ns = 0
-    requests = errors = busy = in_flight = queue_depth = last_lsn = 0
-
-    def record_latency(self, ns: int) -> None:
-        """Counted nowhere."""
 
 
 class NoBlocks:
@@ -55,7 +48,7 @@ async def main(agent_file: str, path: str) -> None:
         Blocks(NoBlocks(), 0, settings.cache_bytes),
         answers,
         NoJournal(),
-        NoPage(),
+        AgentPage.create(),
         wake_recorder=lambda waiting: None,
         answered=service.answered,
         abandon=sys.exit,

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import Orun, orun_in
+from tests.support import Orun, orun_in, wait_until
 
 WILD = """
 import asyncio, ctypes, os, resource, signal, subprocess, sys, threading, time
@@ -338,8 +338,8 @@ def test_the_agent_goes_on_after(wild: Orun, handler: str, payload: object, expe
 def test_a_fork_that_comes_back_from_its_handler_is_not_a_second_worker(wild: Orun, handler: str) -> None:
     """Both would write the same journal and answer the same sockets."""
     before = outcome(wild, "add")
-    for round in range(1, 6):
-        expected = before if handler == "fork_both_readonly" else before + round
+    for number in range(1, 6):
+        expected = before if handler == "fork_both_readonly" else before + number
         assert outcome(wild, handler) == expected
     assert outcome(wild, "add") == expected + 1
     assert wild.json("wal", "verify")["ok"]
