@@ -87,7 +87,7 @@ class Agent:
             _check_name("a handler", title)
             if title in self.handlers:
                 raise UsageError(f"agent {self.name}: two handlers are named {title!r}")
-            if timeout is not None and timeout <= 0:
+            if timeout is not None and (not isinstance(timeout, int | float) or timeout <= 0):
                 raise UsageError(f"handler {title}: timeout is a number of seconds above 0, not {timeout!r}")
             self.handlers[title] = Handler(
                 name=title,

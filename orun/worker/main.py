@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import faulthandler
 import gc
+import math
 import os
 import signal
 import socket
@@ -21,7 +22,7 @@ from typing import Any, NoReturn, final
 
 from orun.engine.journal import JournalWriter
 from orun.engine.pages import AgentPage
-from orun.errors import OrunError
+from orun.errors import Damaged, OrunError
 from orun.settings import AgentSettings
 from orun.store.layout import StateDir
 from orun.store.reader import AgentReader
@@ -32,10 +33,13 @@ from orun.worker.executor import Executor
 from orun.worker.phase import PHASE_DRAINING, PHASE_REPLAYING, PHASE_SERVING
 from orun.worker.program import load, load_snapshot
 from orun.worker.rehearsal import rehearse
-from orun.worker.replay import Takeover, replay
+from orun.worker.replay import Follower
 from orun.worker.service import Service
 
 TICK_S = 0.25
+FOLLOW_PAUSE_S = 0.05
+FOLLOW_BUDGET_S = 0.001
+"""A standby reads along with about 2 % of a core; behind a faster log it starts anew at the next checkpoint."""
 REHEARSAL_PAUSE_S = 0.1
 """A standby that is wanted at once is activated before it rehearses."""
 SHED_PER_TURN = 200
@@ -101,6 +105,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._reader = AgentReader(self._state, self._agent.name)
+        self._follower = Follower(self._reader, self._settings.cache_bytes)
         self._control.setblocking(False)
         loop.add_reader(self._control.fileno(), self._on_control)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
@@ -110,7 +115,19 @@ class Worker:
 
     def _rehearse(self) -> None:
         if self._activation is None:
-            self._rehearsal = asyncio.get_running_loop().create_task(rehearse(self._reader, self._settings))
+            self._rehearsal = asyncio.get_running_loop().create_task(rehearse(self._settings))
+            self._follow()
+
+    def _follow(self) -> None:
+        """Read along with the log, a little at a time, until this standby is wanted."""
+        if self._activation is None:
+            try:
+                if self._follower.advance(FOLLOW_BUDGET_S):
+                    self._follower.recall()
+            except OrunError:
+                # Whatever it is, it is there at the activation too, and is reported then.
+                return
+            asyncio.get_running_loop().call_later(FOLLOW_PAUSE_S, self._follow)
 
     def _on_control(self) -> None:
         try:
@@ -147,31 +164,47 @@ class Worker:
         started = time.monotonic()
         self._start_ticks()
         self._page.phase = PHASE_REPLAYING
-        takeover = replay(self._reader, self._settings.cache_bytes, self._progress)
-        replayed = time.monotonic()
         journal = JournalWriter.open(message["ring"])
         reason = message["reason"]
+        follower = self._catch_up(journal.next_lsn, fresh=reason == "restore")
+        replayed = time.monotonic()
         journal.append(Kind.EPOCH, wire.pack({"version": self._version, "reason": reason}))
-        executor = self._build(takeover, journal)
+        executor = self._build(follower, journal)
         os.set_inheritable(notify_fd, False)
         os.set_blocking(notify_fd, False)
         loop.add_reader(notify_fd, self._on_published, notify_fd, journal, executor)
         assert self._service is not None
-        for unanswered in takeover.unanswered:
-            self._service.redeliver(unanswered)
+        unanswered = follower.unanswered
+        for request in unanswered:
+            self._service.redeliver(request)
         await self._service.listen(self._listening)
         self._page.phase = PHASE_SERVING
         self._say(
             {
                 "op": "serving",
-                "records": takeover.records,
-                "unanswered": len(takeover.unanswered),
+                "records": follower.records,
+                "unanswered": len(unanswered),
                 "replay_ms": (replayed - started) * 1000,
                 "total_ms": (time.monotonic() - started) * 1000,
             }
         )
 
-    def _build(self, takeover: Takeover, journal: JournalWriter) -> Executor:
+    def _catch_up(self, next_lsn: int, *, fresh: bool) -> Follower:
+        """The state at the end of the log, where the journal goes on. Raises Damaged when they do not meet."""
+        follower = self._follower
+        if not fresh:
+            follower.advance(math.inf, self._progress)
+        if fresh or follower.last_lsn + 1 != next_lsn:
+            # The log was restored under a standby that had read along: what it knows is of another past.
+            follower = Follower(self._reader, self._settings.cache_bytes)
+            follower.advance(math.inf, self._progress)
+        if follower.last_lsn + 1 != next_lsn:
+            raise Damaged(
+                f"the log of {self._agent.name} ends at LSN {follower.last_lsn}, its journal begins at {next_lsn}"
+            )
+        return follower
+
+    def _build(self, takeover: Follower, journal: JournalWriter) -> Executor:
         service = Service(self._agent, self._settings, takeover.answers)
         wake_needed = journal.wake_needed
 

@@ -14,11 +14,9 @@ from typing import final
 
 from orun.engine.pages import SLOTS
 from orun.settings import AgentSettings
-from orun.store.reader import AgentReader
 from orun.worker import wire
 from orun.worker.agent import Agent
 from orun.worker.executor import Executor
-from orun.worker.replay import replay
 from orun.worker.requests import Answers
 from orun.worker.service import Connection, Service
 from orun.worker.state import Blocks
@@ -26,9 +24,8 @@ from orun.worker.state import Blocks
 ROUNDS = 20
 
 
-async def rehearse(reader: AgentReader, settings: AgentSettings) -> None:
-    """Read the log as a take-over would, then serve made-up requests of a made-up agent."""
-    replay(reader, settings.cache_bytes, lambda records: None)
+async def rehearse(settings: AgentSettings) -> None:
+    """Serve made-up requests of a made-up agent."""
     agent = Agent("rehearsal")
 
     @agent.handler

@@ -2,12 +2,15 @@
 
 Effects are applied, never run again. Records are read from the last checkpoint on, or from the oldest
 request that was unanswered at that checkpoint. A request without an effect is to be delivered again.
+A standby reads along while it waits, so that its predecessor's death finds it with little left to read.
 """
 
 from __future__ import annotations
 
 import gc
 import logging
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -43,52 +46,87 @@ class Unanswered:
 
 
 @final
-@dataclass(slots=True)
-class Takeover:
-    """The result of a replay."""
+class Follower:
+    """Reads the log as it grows, so that taking over means to read what is left of it.
 
-    blocks: Blocks
-    answers: Answers
-    unanswered: list[Unanswered]
-    records: int
-    last_lsn: int
-
-
-def replay(reader: AgentReader, cache_bytes_max: int, progress: Callable[[int], None]) -> Takeover:
-    """Read the log from the last checkpoint on. ``progress`` is told the number of records done, now and then.
-
-    Raises Damaged when the log cannot be read.
+    A standby that follows is at most a fraction of a second behind, whatever the log holds since the last
+    checkpoint. It is read in slices, and from the start again when a checkpoint has overtaken it.
     """
-    base_lsn = reader.base()
-    blocks = Blocks(reader, base_lsn, cache_bytes_max)
-    answers = Answers()
-    waiting: dict[int, Unanswered] = {}
-    pending = reader.pending()
-    start = min(min(pending) - 1, base_lsn) if pending else base_lsn
-    records = 0
-    last_lsn = base_lsn
-    collecting = gc.isenabled()
-    gc.disable()  # thousands of small objects, all of them kept: a collection finds nothing
-    try:
-        for batch in reader.records(start):
-            _take(batch, blocks, answers, waiting, base_lsn)
-            records += len(batch)
-            last_lsn = max(last_lsn, batch[-1].lsn)
-            progress(records)
-    finally:
-        if collecting:
-            gc.enable()
-    if records < RECALLED_RECORDS and start > 0:
-        _recall(reader, start, RECALLED_RECORDS - records, answers)
-    return Takeover(blocks, answers, [waiting[lsn] for lsn in sorted(waiting)], records, last_lsn)
+
+    def __init__(self, reader: AgentReader, cache_bytes_max: int) -> None:
+        self._reader = reader
+        self._cache_bytes_max = cache_bytes_max
+        self._restart(0)
+
+    def _restart(self, base_lsn: int) -> None:
+        self.blocks = Blocks(self._reader, base_lsn, self._cache_bytes_max)
+        self.answers = Answers()
+        self.records = 0
+        """Records read so far."""
+        self.last_lsn = base_lsn
+        self._waiting: dict[int, Unanswered] = {}
+        self._begun = False
+        self._start = base_lsn
+        self._recalled = False
+
+    @property
+    def unanswered(self) -> list[Unanswered]:
+        """Requests without an effect, oldest first."""
+        return [self._waiting[lsn] for lsn in sorted(self._waiting)]
+
+    def advance(self, budget_s: float, progress: Callable[[int], None] = lambda records: None) -> bool:
+        """Read for about so long; True at the end of the log. ``progress`` is told how many records were read.
+
+        Raises Damaged when the log cannot be read.
+        """
+        until = time.monotonic() + budget_s
+        base_lsn = self._reader.base()
+        if base_lsn > self.last_lsn or not self._begun:
+            self._begin(base_lsn)
+        elif base_lsn > self.blocks.base_lsn:
+            self.blocks.rebase(base_lsn)
+            self.blocks.shed(sys.maxsize)
+        collecting = gc.isenabled()
+        gc.disable()  # thousands of small objects, all of them kept: a collection finds nothing
+        try:
+            for batch in self._reader.records(self.last_lsn):
+                self._take(batch)
+                progress(self.records)
+                if time.monotonic() >= until:
+                    return False
+        finally:
+            if collecting:
+                gc.enable()
+        return True
+
+    def _begin(self, base_lsn: int) -> None:
+        """Start at a checkpoint, or at the oldest request that was open at it."""
+        self._restart(base_lsn)
+        pending = self._reader.pending()
+        start = min(min(pending) - 1, base_lsn) if pending else base_lsn
+        self.last_lsn = self._start = start
+        self._begun = True
+
+    def recall(self) -> None:
+        """Remember the replies before the start, too, unless enough has been read since. Once is enough.
+
+        A checkpoint may have been made after a worker's last effects and before their replies had left. The
+        state needs nothing from before it, but the callers send those requests again.
+        """
+        count = RECALLED_RECORDS - self.records
+        if count > 0 and not self._recalled:
+            _recall(self._reader, self._start, count, self.answers)
+        self._recalled = True
+
+    def _take(self, batch: list[RecordView]) -> None:
+        _take(batch, self.blocks, self.answers, self._waiting)
+        self.records += len(batch)
+        self.last_lsn = batch[-1].lsn
 
 
 def _recall(reader: AgentReader, start: int, count: int, answers: Answers) -> None:
-    """Remember the replies in the last records before the replay, too.
-
-    A checkpoint may have been made after a worker's last effects and before their replies had left. The state
-    needs nothing from before it, but the callers send those requests again.
-    """
+    if not start:
+        return
     try:
         for batch in reader.records(max(start - count, 0)):
             for record in batch:
@@ -102,9 +140,8 @@ def _recall(reader: AgentReader, start: int, count: int, answers: Answers) -> No
         log.warning("replies from before the last checkpoint cannot be recalled: %s", error.message)
 
 
-def _take(
-    batch: list[RecordView], blocks: Blocks, answers: Answers, waiting: dict[int, Unanswered], base_lsn: int
-) -> None:
+def _take(batch: list[RecordView], blocks: Blocks, answers: Answers, waiting: dict[int, Unanswered]) -> None:
+    base_lsn = blocks.base_lsn
     for record in batch:
         kind = record.kind
         if kind in _ANSWERS:

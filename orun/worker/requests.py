@@ -99,25 +99,37 @@ def did_you_mean(name: str, known: list[str]) -> dict[str, str]:
 class Answers:
     """Recent replies by request id and by idempotency key, so that a request sent again is not run again.
 
-    Ids are kept for the last ``count_max`` requests; they cover a client that re-sends after a broken
-    connection. Keys are durable: what has left this memory is found in the store.
+    Ids are kept for the last ``count_max`` requests, as far as their replies fit; they cover a client that
+    re-sends after a broken connection. Keys are durable: what has left this memory is found in the store.
     """
 
-    def __init__(self, count_max: int = 20_000) -> None:
+    def __init__(self, count_max: int = 20_000, bytes_max: int = 16 << 20) -> None:
         self._by_id: OrderedDict[bytes, tuple[bool, bytes]] = OrderedDict()
         self._by_key: OrderedDict[bytes, tuple[bool, bytes]] = OrderedDict()
         self._count_max = count_max
+        self._bytes_max = bytes_max
+        self._bytes = 0
 
     def remember(self, request_id: bytes, key: bytes, ok: bool, body: bytes) -> None:
         """Keep a reply under what names its request."""
-        for table, name in ((self._by_id, request_id), (self._by_key, key)):
-            if name:
-                table[name] = (ok, body)
-                if len(table) > self._count_max:
-                    table.popitem(last=False)
+        if request_id:
+            self._keep(self._by_id, request_id, ok, body)
+        if key:
+            self._keep(self._by_key, key, ok, body)
+
+    def _keep(self, table: OrderedDict[bytes, tuple[bool, bytes]], name: bytes, ok: bool, body: bytes) -> None:
+        before = table.get(name)
+        if before is not None:
+            self._bytes -= len(before[1])
+        table[name] = (ok, body)
+        self._bytes += len(body)
+        # The newest stays in any case: it is the one that is most likely to be asked for again.
+        while len(table) > 1 and (len(table) > self._count_max or self._bytes > self._bytes_max):
+            self._bytes -= len(table.popitem(last=False)[1][1])
 
     def forget_keys(self) -> None:
         """Leave the replies to idempotency keys to the store, for a restore has undone some of them."""
+        self._bytes -= sum(len(body) for _, body in self._by_key.values())
         self._by_key.clear()
 
     def by_id(self, request_id: bytes) -> tuple[bool, bytes] | None:

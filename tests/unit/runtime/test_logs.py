@@ -21,15 +21,25 @@ class Bench:
     def __init__(self, folder: Path, settings: LogSettings) -> None:
         self.complaints: list[str] = []
         self.echoed: list[bytes] = []
+        self.is_full = False
         self.path = folder / "child.log"
         self.log = ChildLog(
             "child",
             folder,
             settings,
             complain=self.complaints.append,
-            echo=lambda name, lines: self.echoed.append(lines),
+            echo=self,
         )
         self.out, self.err = self.log.pipes()
+
+    def event(self, level: int, text: str) -> None:
+        raise AssertionError(text)
+
+    def show(self, name: str, data: bytes, is_error: bool) -> None:
+        self.echoed.append(data)
+
+    def full(self) -> bool:
+        return self.is_full
 
     def close(self) -> None:
         os.close(self.out)

@@ -1,0 +1,72 @@
+"""The k-th write or sync of the runtime fails: it ends with a clear error, and nothing acknowledged is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import random
+import subprocess
+
+import pytest
+
+from orun.errors import OrunError
+from orun.worker.client import connect
+from tests.faults.counting import CHAIN, ROUNDS, SEED
+from tests.faults.shims import DISK, build
+from tests.support import Orun, wait_until
+
+LIVES = max(1, ROUNDS // 12)
+"""For each kind of failure."""
+
+
+def count_until_the_end(orun: Orun, number: int) -> int:
+    """Count on from a number until the runtime is gone; the last number acknowledged."""
+
+    async def main() -> int:
+        last = number
+        try:
+            async with connect(str(orun.state_dir)) as client:
+                while True:
+                    reply = await client.call("next", {"client": "c", "number": last + 1}, timeout=10)
+                    assert reply == {"number": last + 1}
+                    last += 1
+        except OrunError:
+            return last
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [("fdatasync", errno.EIO), ("pwrite", errno.EIO), ("pwrite", errno.ENOSPC), ("pwrite", 0)],
+    ids=["fdatasync EIO", "pwrite EIO", "pwrite ENOSPC", "pwrite short"],
+)
+def test_a_failed_write_ends_the_runtime_and_loses_nothing(orun: Orun, function: str, error: int) -> None:
+    agent = str(orun.write(CHAIN))
+    rng = random.Random(SEED)
+    orun.environment["LD_PRELOAD"] = str(build(DISK))
+    acknowledged = 0
+    for life in range(LIVES):
+        at = rng.choice((rng.randrange(1, 15), rng.randrange(15, 400)))
+        durability = rng.choice(("disk", "process"))
+        orun.environment["ORUN_SHIM"] = f"{function}:{at}:{error}"
+        process = orun.spawn("run", agent, "--durability", durability, stderr=subprocess.PIPE)
+        runtime_file = orun.state_dir / "run" / "runtime.json"
+        wait_until(lambda: runtime_file.exists() or process.poll() is not None, what="the runtime")
+        acknowledged = count_until_the_end(orun, acknowledged)
+        _, said = process.communicate(timeout=20)
+        where = (life, at, durability, said)
+        assert process.returncode == 1, where
+        assert f"shim: {function} fails" in said, where
+        assert "error: " in said, where
+        assert str(orun.state_dir / "journal") in said, where
+        assert "hint: " in said, where
+        assert "Traceback" not in said, where
+        assert orun.processes() == [], where
+        del orun.environment["ORUN_SHIM"]
+        orun.start(agent)
+        found = orun.call("look").get("c", 0)
+        assert found in (acknowledged, acknowledged + 1), where
+        acknowledged = found
+        assert orun.json("wal", "verify")["ok"], where
+        orun.ok("stop")
