@@ -34,6 +34,8 @@ PAYLOAD = {"data": "x" * 190}
 BLOCKS = 80_000
 """Of about 1 KB each."""
 RECORDS_PER_REQUEST = 2
+READ_ALONG_S = 0.3
+"""After so long a standby has read what was written before."""
 
 
 def run(report: Report, quick: bool) -> None:
@@ -44,6 +46,9 @@ def run(report: Report, quick: bool) -> None:
         times = [_killed(orun, 1000) for _ in range(rounds)]
         report.add(Figure("1,000 records since the checkpoint: median", median(times), "ms", 10, True, baselines))
         report.add(Figure("1,000 records since the checkpoint: p99", quantile(times, 0.99), "ms", 50))
+        times = [_killed(orun, 1000, pause_s=READ_ALONG_S) for _ in range(rounds)]
+        report.add(Figure("same, the records written 0.3 s before: median", median(times), "ms", 10))
+        report.add(Figure("same, the records written 0.3 s before: p99", quantile(times, 0.99), "ms", 50))
         times = [_everything_killed(orun) for _ in range(3 if quick else 10)]
         report.add(Figure("`orun run` again after the death of everything: median", median(times), "ms", 400))
         report.add(Figure("`orun run` again after the death of everything: max", max(times), "ms"))
@@ -56,8 +61,8 @@ def run(report: Report, quick: bool) -> None:
         report.add(Figure("80 MB of state, `orun run` again: median", median(times), "ms"))
 
 
-def _killed(orun: Orun, records: int) -> float:
-    """Write so many records behind a checkpoint, kill the worker, and ask at once."""
+def _killed(orun: Orun, records: int, pause_s: float = 0.0) -> float:
+    """Write so many records behind a checkpoint, kill the worker (after a pause), and ask at once."""
     settle(orun)
     control(orun, "checkpoint")
     path = socket_path(orun)
@@ -66,6 +71,7 @@ def _killed(orun: Orun, records: int) -> float:
         caller.run(0, 50)
     before = caller.once()["total"]
     pid = worker_pid(orun)
+    time.sleep(pause_s)
     begin = time.perf_counter()
     os.kill(pid, signal.SIGKILL)
     total = caller.once()["total"]
