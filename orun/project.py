@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 SETTINGS_NAMES = ("orun.toml", "pyproject.toml")
 STATE_DIR_DEFAULT = ".orun"
+GUARD = b"orun-guard"
+"""The name of the process that stands for a running tree."""
 
 
 def find_settings_file(start: str) -> str | None:
@@ -98,24 +100,36 @@ def running(state_dir: str) -> dict[str, Any] | None:
     try:
         with open(os.path.join(state_dir, "run", "runtime.json"), encoding="utf-8") as file:
             document = json.load(file)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        # Not there, or torn by a power cut: a runtime that serves has written it whole.
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise NotRunning(f"cannot read {state_dir}/run/runtime.json: {error}") from error
-    if not isinstance(document, dict) or not alive(int(document.get("pid", 0))):
+    pid = document.get("pid") if isinstance(document, dict) else None
+    if not isinstance(pid, int) or not alive(pid):
         return None
-    return document
+    if document.get("runtime_pid", pid) != pid and _name(pid) != GUARD:
+        return None  # the number belongs to another program: the guard that wrote it died with the machine
+    return document  # type: ignore[no-any-return]
 
 
 def alive(pid: int) -> bool:
     """Whether a process with this id exists; a zombie does not count."""
+    return _stat(pid).rpartition(b")")[2][1:2] not in (b"", b"Z", b"X")
+
+
+def _name(pid: int) -> bytes:
+    return _stat(pid).rpartition(b")")[0].partition(b"(")[2]
+
+
+def _stat(pid: int) -> bytes:
     if pid <= 0:
-        return False
+        return b""
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2][1:2] not in (b"Z", b"X")
+            return file.read()
     except (FileNotFoundError, ProcessLookupError):
-        return False
+        return b""
 
 
 def _state_dir_setting(path: str) -> str:

@@ -147,8 +147,9 @@ def convert(key: Key, value: Any, place: str) -> Any:
         return _convert(key.kind, key.unit, value)
     except ValueError as error:
         reason = str(error) or f"expected {expected}"
+        named = place if place.endswith(key.name) else f"{place}: {key.name}"
         raise UsageError(
-            f"{place}: {key.name}: {reason}, got {_shown(value)}", hint=f"{key.doc[:1].lower()}{key.doc[1:]}"
+            f"{named}: {reason}, got {_shown(value)}", hint=f"{key.doc[:1].lower()}{key.doc[1:]}"
         ) from None
 
 

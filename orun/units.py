@@ -49,6 +49,16 @@ def format_duration(seconds: float) -> str:
     return f"{hours // 24}d{hours % 24:02}h"
 
 
+def format_age(seconds: float) -> str:
+    """How long ago, in whole seconds: ``now``, ``42s ago``, ``1h05m ago``."""
+    return "now" if seconds < 1 else f"{format_duration(int(seconds))} ago"
+
+
+def format_count(number: int, noun: str) -> str:
+    """A number of things, as people say it: ``1 block``, ``3 blocks``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def format_size(size_bytes: float) -> str:
     """A size for people: ``812 B``, ``4.2 MB``."""
     if size_bytes < 1024:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Annotated, Any
 
 import typer
@@ -66,7 +67,7 @@ for _module in (
 
 def run(arguments: list[str]) -> int:
     """Run a command line through Typer and return its exit code. Raises OrunError, usage errors included."""
-    command = tree()
+    command = typer.main.get_command(_needed(arguments))
     try:
         outcome = command.main(args=arguments, prog_name="orun", standalone_mode=False)
     except Abort:
@@ -80,6 +81,40 @@ def run(arguments: list[str]) -> int:
         message = error.format_message().rstrip(".")
         raise UsageError(message[:1].lower() + message[1:], hint=f"see `{path} --help`") from error
     return outcome if isinstance(outcome, int) else 0
+
+
+def _needed(arguments: list[str]) -> typer.Typer:
+    """The part of the tree that a command line needs: making the parameters of all thirty commands takes a while."""
+    if arguments in (["--help"], ["-h"]):
+        return _without_parameters(app)
+    if not arguments or arguments[0].startswith("-"):
+        return app
+    needed = copy.copy(app)
+    needed.registered_commands = [info for info in app.registered_commands if info.name == arguments[0]]
+    needed.registered_groups = [info for info in app.registered_groups if info.name == arguments[0]]
+    # A name that is not there is answered with the nearest ones, from the whole tree.
+    return needed if needed.registered_commands or needed.registered_groups else app
+
+
+def _without_parameters(group: typer.Typer) -> typer.Typer:
+    """The same tree with as much of its commands as a list of them shows."""
+    group = copy.copy(group)
+    group.registered_commands = [copy.copy(info) for info in group.registered_commands]
+    group.registered_groups = [copy.copy(info) for info in group.registered_groups]
+    for command in group.registered_commands:
+        command.callback = _stand_in(command.callback)
+    for inner in group.registered_groups:
+        assert inner.typer_instance is not None
+        inner.typer_instance = _without_parameters(inner.typer_instance)
+    return group
+
+
+def _stand_in(function: Any) -> Any:
+    def stand_in() -> None:
+        pass
+
+    stand_in.__doc__ = function.__doc__
+    return stand_in
 
 
 def tree() -> Any:

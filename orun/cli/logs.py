@@ -47,8 +47,10 @@ def _logs(
     from orun.cli.moments import parse_time
     from orun.observe import logs
 
-    folder = os.path.join(project.require_state_dir(project.find_state_dir(state_dir)), "logs")
-    readers = [logs.Reader(folder, chosen) for chosen in logs.choose(folder, name)]
+    state = project.require_state_dir(project.find_state_dir(state_dir))
+    folder = os.path.join(state, "logs")
+    running = [str(agent["name"]) for agent in (project.running(state) or {}).get("agents", ())]
+    readers = [logs.Reader(folder, chosen) for chosen in logs.choose(folder, name, running)]
     after = None if since is None else parse_time(since, "--since")
     past = [line for reader in readers for line in reader.past(lines, since=after)]
     if json and not follow:

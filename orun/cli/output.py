@@ -32,6 +32,14 @@ def colour(stream: TextIO) -> bool:
     return is_terminal(stream) and not os.environ.get("NO_COLOR")
 
 
+def width(stream: TextIO) -> int | None:
+    """The columns of the terminal that this stream is, or None where nothing limits a line."""
+    try:
+        return os.get_terminal_size(stream.fileno()).columns or None
+    except OSError:
+        return None
+
+
 def paint(text: str, style: str, enabled: bool) -> str:
     """The text in a style, or as it is."""
     return f"\x1b[{_CODES[style]}m{text}\x1b[0m" if enabled else text
@@ -86,6 +94,9 @@ def failure(error: OrunError, *, as_json: bool) -> None:
         return
     styled = colour(sys.stderr)
     text = f"{paint('error:', 'red', styled)} {error.message}\n"
+    where = getattr(error, "error", {}).get("where")
+    if where:
+        text += f"{paint('at:', 'dim', styled)} {where}\n"
     if error.hint:
         text += f"{paint('hint:', 'cyan', styled)} {error.hint}\n"
     _write(sys.stderr, text)

@@ -1,4 +1,4 @@
-"""``status``, ``stop`` and ``call``, and the short way to them that leaves Typer out.
+"""``status``, ``stop`` and ``call``, and the short way to them, and to ``run``, that leaves Typer out.
 
 The work of these commands is here, free of heavy imports, and both ways end in it: Typer's command functions
 call it, and so does ``shortcut`` after reading the arguments by the table below. The table only knows plain
@@ -44,6 +44,10 @@ REQUIRED = {"status": 0, "stop": 0, "call": 1}
 
 def shortcut(arguments: Sequence[str]) -> int | None:
     """Run a command the short way and return its exit code; None when the arguments need Typer."""
+    if arguments[:1] == ["run"]:
+        from orun.cli import quick_run
+
+        return quick_run.shortcut(arguments[1:])
     if not arguments or arguments[0] not in OPTIONS:
         return None
     values = read(arguments[0], arguments[1:])
@@ -90,7 +94,7 @@ def status(state_dir: str | None = None, *, json: bool = False) -> int:
         return 0
     from orun.observe.status import render
 
-    output.result(render(document, styled=output.colour(sys.stdout)))
+    output.result(render(document, styled=output.colour(sys.stdout), width=output.width(sys.stdout)))
     return 0
 
 

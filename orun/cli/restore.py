@@ -78,7 +78,7 @@ def _restore(
         output.document(outcome)
         return
     for entry in outcome["agents"]:
-        text = restoring.describe(entry, done=not dry_run)
+        text = restoring.describe(entry, done=not dry_run, to_checkpoint=checkpoint is not None)
         if dry_run:
             output.result(text)
         else:

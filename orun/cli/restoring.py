@@ -9,6 +9,7 @@ from orun.cli import offline
 from orun.cli.confirm import confirm
 from orun.cli.moments import parse_moment
 from orun.errors import UsageError
+from orun.units import format_count
 
 
 def wish(*, checkpoint: str | None, at: str | None, source: str | None, agent: str | None) -> dict[str, Any]:
@@ -42,18 +43,22 @@ def restore(arguments: dict[str, Any], *, state_dir: str | None, dry_run: bool, 
     if dry_run:
         return plan
     if not plan.get("fresh"):
-        question = "\n".join(describe(entry, done=False) for entry in plan["agents"])
+        to_checkpoint = "checkpoint" in arguments
+        question = "\n".join(describe(entry, done=False, to_checkpoint=to_checkpoint) for entry in plan["agents"])
         confirm(f"{question}\nGo on?", yes=yes)
     return offline.perform(state_dir, "restore", {**arguments, "dry_run": False})
 
 
-def describe(entry: dict[str, Any], *, done: bool) -> str:
+def describe(entry: dict[str, Any], *, done: bool, to_checkpoint: bool = False) -> str:
     """One agent's restore as a sentence."""
     if "from_lsn" not in entry:
         return f"{entry['agent']}: {'filled' if done else 'would be filled'} from {entry['source']}"
-    origin = entry.get("source") or f"log position {entry['to_lsn']}"
-    verb, blocks = ("restored", "blocks changed") if done else ("would go", "blocks would change")
-    text = f"{entry['agent']}: {verb} from log position {entry['from_lsn']} to {origin}, {entry['blocks']} {blocks}"
+    target = entry.get("source") or f"log position {entry['to_lsn']}"
+    if to_checkpoint:
+        target = f"checkpoint {entry['checkpoint']}"
+    verb, blocks = ("restored", "changed") if done else ("would go", "would change")
+    count = format_count(entry["blocks"], "block")
+    text = f"{entry['agent']}: {verb} from log position {entry['from_lsn']} to {target}, {count} {blocks}"
     if done:
         text += f"; undo with `orun restore --at {entry['from_lsn']} --agent {entry['agent']}`"
     return text

@@ -9,7 +9,7 @@ from typing import Any
 
 from orun.cli import output
 from orun.errors import Damaged
-from orun.units import format_size
+from orun.units import format_count, format_size
 
 
 def checkpoints(document: Mapping[str, Any]) -> str:
@@ -44,7 +44,7 @@ def verified_log(document: Mapping[str, Any]) -> str:
     lines = []
     for entry in document["agents"]:
         problems = entry.get("problems", ())
-        counts = ", ".join(f"{entry[what]} {what}" for what in ("records", "blocks", "checkpoints"))
+        counts = ", ".join(format_count(entry[f"{what}s"], what) for what in ("record", "block", "checkpoint"))
         lines.append(f"{entry['agent']}: {counts}: {'DAMAGED' if problems else 'ok'}")
         lines += [f"  {problem['text']}" for problem in problems]
     return "\n".join(lines) or "no log yet"

@@ -97,7 +97,8 @@ def _options(wish: Wish, loaded: settings_file.Loaded) -> Any:
         settings=overridden,
         settings_file=loaded.file,
         foreground=not wish.detach,
-        live=not wish.detach and not wish.quiet and output.is_terminal(sys.stdout),
+        # A command that runs alone has the terminal for its own output.
+        live=not wish.detach and not wish.quiet and not command and output.is_terminal(sys.stdout),
         watch=wish.watch,
         quiet=wish.quiet,
     )
@@ -121,6 +122,10 @@ def _targets(wish: Wish, loaded: settings_file.Loaded) -> tuple[list[str], list[
             "nothing to run", hint="name an agent file, set agent.path in orun.toml, or make one with `orun init NAME`"
         )
     for file in files:
+        if os.path.isdir(file):
+            inside = os.path.join(os.path.relpath(file), "agent.py")
+            hint = f"name the file in it: {inside}" if os.path.isfile(inside) else "name a Python file with an agent"
+            raise UsageError(f"{file} is a folder", hint=hint)
         if not os.path.isfile(file):
             raise UsageError(f"no agent file {file}", hint=_neighbours(file))
         if files.count(file) > 1:
@@ -159,7 +164,7 @@ def _neighbours(file: str) -> str:
         names = [name for name in os.listdir(os.path.dirname(file)) if name.endswith(".py")]
     except OSError:
         return f"there is no folder {os.path.dirname(file)}"
-    close = difflib.get_close_matches(os.path.basename(file), names, n=1, cutoff=0.4)
+    close = difflib.get_close_matches(os.path.basename(file), names, n=1, cutoff=0.7)
     return f"did you mean {close[0]}?" if close else "make one with `orun init NAME`"
 
 

@@ -7,6 +7,7 @@ protocol between them. What concerns single records is in ``orun.engine.record``
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 from dataclasses import dataclass
@@ -219,7 +220,8 @@ class JournalReader:
                 mapping.close()
                 raise
         except OSError as failure:
-            raise StorageFailed(f"cannot make the journal {text}: {failure.strerror}") from failure
+            hint = "free some space, then start orun again: nothing is lost" if failure.errno == errno.ENOSPC else None
+            raise StorageFailed(f"cannot make the journal {text}: {failure.strerror}", hint=hint) from failure
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(unfinished)

@@ -10,9 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from orun.observe import status
+from orun.observe.logs import clean
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from types import TracebackType
 
     from rich.console import Console, RenderableType
@@ -30,10 +31,10 @@ class LiveView:
         self._footer = footer
         self._clock = clock
         # Drawn when a document comes and at no other time, so that nothing of rich runs in a thread of its own.
-        self._live = Live(console=console, auto_refresh=False, transient=False, vertical_overflow="crop")
+        # Taken away at the end: a picture of what no longer runs would be a false one.
+        self._live = Live(console=console, auto_refresh=False, transient=True, vertical_overflow="crop")
 
     def __enter__(self) -> LiveView:
-        self._live.start()
         return self
 
     def __exit__(
@@ -41,14 +42,21 @@ class LiveView:
     ) -> None:
         self.close()
 
-    def update(self, document: Mapping[str, Any]) -> None:
-        """Draw this document in place of the one before."""
+    def update(self, document: Mapping[str, Any], output: Iterable[tuple[str, str]] = ()) -> None:
+        """Draw this document in place of the one before; ``output``: names and lines that children printed."""
         if not self._live.is_started:
             self._live.start()
-        self._live.update(draw(document, self._clock(), self._console.width, self._footer), refresh=True)
+        width, height = self._console.size
+        picture = draw(document, self._clock(), width, height - 1, self._footer, list(output))
+        self._live.update(picture, refresh=True)
+
+    def say(self, text: str) -> None:
+        """A line that stays, in place of the picture."""
+        self.close()
+        self._console.print(text, markup=False, highlight=False)
 
     def close(self) -> None:
-        """Leave the last picture standing and give the terminal back."""
+        """Take the picture away and give the terminal back."""
         if self._live.is_started:
             self._live.stop()
 
@@ -71,32 +79,42 @@ class PlainLines:
             self._last = events[-1]
 
 
-def draw(document: Mapping[str, Any], now: float, width: int, footer: str = "") -> RenderableType:
-    """One picture of a status document."""
-    from rich import box
-    from rich.console import Group
-    from rich.table import Table
+def draw(
+    document: Mapping[str, Any],
+    now: float,
+    width: int,
+    height: int,
+    footer: str = "",
+    output: Sequence[tuple[str, str]] = (),
+) -> RenderableType:
+    """One picture of a status document, no higher than ``height`` lines."""
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=False)
-    narrow = width < 110
-    hidden = {"version", "req/s", "errors"} if narrow else set()
-    for column in status.COLUMNS:
-        if column not in hidden:
-            table.add_column(column, no_wrap=True, justify="left" if column in ("agent", "state") else "right")
-    for row in status.agent_rows(document, now):
-        cells = [
-            Text(text, style=status.STYLES.get(text.split(" ", 1)[0], "") if column == "state" else "")
-            for column, text in zip(status.COLUMNS, row, strict=True)
-            if column not in hidden
-        ]
-        table.add_row(*cells)
-    parts: list[RenderableType] = [Text(status.heading(document, now), style="bold"), table]
-    if document.get("tree"):
-        parts.append(Text("\n".join(status.tree_lines(document["tree"])), style="dim"))
+    head = [status.heading(document, now)]
+    rows = status.agent_rows(document, now)
+    if rows:
+        head += ["", *status.table_lines(rows, styled=True, width=width)]
+    tree = status.tree_lines(document["tree"], styled=True) if document.get("tree") else []
     events = status.event_lines(document, now, shown=EVENTS_SHOWN)
-    if events:
-        parts += [Text(""), Text("\n".join(events))]
+    printed = [f"{name} | {clean(line, coloured=False)}" for name, line in output]
+    # What is new counts most; the tree hardly ever changes, so it gives way first.
+    left = height - len(head) - 2
+    events = _last(events, max(2, left // 3))
+    printed = _last(printed, max(2, left - len(events) - len(tree) - 3))
+    tree = _first(tree, left - len(events) - len(printed) - 3)
+    parts = [part for part in (head, tree, events, printed, [footer]) if any(part)]
+    text = Text.from_ansi("\n\n".join("\n".join(part) for part in parts), no_wrap=True, overflow="crop")
+    text.stylize("bold", 0, len(head[0]))
     if footer:
-        parts += [Text(""), Text(footer, style="dim")]
-    return Group(*parts)
+        text.stylize("dim", len(text) - len(footer))
+    return text
+
+
+def _first(lines: list[str], count: int) -> list[str]:
+    if len(lines) <= count:
+        return lines
+    return [*lines[: max(0, count - 1)], f"... {len(lines) - max(0, count - 1)} more"] if count > 0 else []
+
+
+def _last(lines: list[str], count: int) -> list[str]:
+    return lines[-count:] if count > 0 else []

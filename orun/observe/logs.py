@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -36,9 +37,13 @@ def names(folder: str) -> list[str]:
     return sorted(found, key=lambda name: (name != "runtime", name))
 
 
-def choose(folder: str, name: str | None) -> list[str]:
-    """The log of this name, or all. Raises NotFound with what there is."""
+def choose(folder: str, name: str | None, running: Iterable[str] = ()) -> list[str]:
+    """The log of this name, or all. Raises NotFound with what there is.
+
+    ``running``: agents that run. One that has not printed anything yet has no file, and that is no error.
+    """
     known = names(folder)
+    known += sorted(set(running) - set(known))
     if name is None:
         return known
     if name not in known:

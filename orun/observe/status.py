@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 
-from orun.units import format_duration
+from orun.units import format_age, format_duration
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ COLUMNS = (
     "log",
     "checkpoint",
 )
+LEFT_OUT = ("version", "p50", "req/s", "log", "p99", "restarts", "errors", "checkpoint")
+"""Columns that go first when the terminal is too narrow for all, in this order."""
 EVENTS_SHOWN = 5
 STYLES = {
     "running": "green",
@@ -48,13 +50,15 @@ STYLES = {
 _ANSI = {"green": "32", "yellow": "33", "red": "31", "dim": "2", "bold": "1"}
 
 
-def render(document: Mapping[str, Any], *, styled: bool = False, now: float | None = None) -> str:
-    """The whole of ``orun status`` for people."""
+def render(
+    document: Mapping[str, Any], *, styled: bool = False, now: float | None = None, width: int | None = None
+) -> str:
+    """The whole of ``orun status`` for people. ``width``: of the terminal, where there is one."""
     now = time.time() if now is None else now
     parts = [heading(document, now)]
     rows = agent_rows(document, now)
     if rows:
-        parts.append(_table(rows, styled))
+        parts.append("\n".join(table_lines(rows, styled=styled, width=width)))
     if document.get("tree"):
         parts.append("\n".join(tree_lines(document["tree"], styled=styled)))
     events = event_lines(document, now)
@@ -67,7 +71,7 @@ def heading(document: Mapping[str, Any], now: float) -> str:
     """One line: what runs where, and since when."""
     text = f"orun pid {document['pid']}"
     if document.get("started"):
-        text += f", up {format_duration(max(1.0, now - document['started']))}"
+        text += f", up {format_duration(int(max(1.0, now - document['started'])))}"
     if document.get("http"):
         text += f", http://{document['http']}"
     return f"{text}, state in {document['state_dir']}"
@@ -119,8 +123,7 @@ def tree_lines(node: Mapping[str, Any], *, styled: bool = False, lead: str = "",
 def event_lines(document: Mapping[str, Any], now: float, *, shown: int = EVENTS_SHOWN) -> list[str]:
     """The latest events, oldest first, each with its age."""
     return [
-        f"{format_duration(max(0.0, now - event['time'])):>7} ago  {event['text']}"
-        for event in list(document.get("events", ()))[-shown:]
+        f"{format_age(now - event['time']):>10}  {event['text']}" for event in list(document.get("events", ()))[-shown:]
     ]
 
 
@@ -130,18 +133,24 @@ def paint_state(state: str, styled: bool) -> str:
     return f"\x1b[{_ANSI[style]}m{state}\x1b[0m" if styled and style else state
 
 
-def _table(rows: list[tuple[str, ...]], styled: bool) -> str:
+def table_lines(rows: list[tuple[str, ...]], *, styled: bool = False, width: int | None = None) -> list[str]:
+    """The agents' table, a line each; columns are left out where it would be wider than ``width``."""
     cells = [tuple(column.upper() for column in COLUMNS), *rows]
     widths = [max(len(row[at]) for row in cells) for at in range(len(COLUMNS))]
+    shown = list(range(len(COLUMNS)))
+    for name in LEFT_OUT:
+        if width is None or sum(widths[at] for at in shown) + 2 * (len(shown) - 1) <= width:
+            break
+        shown.remove(COLUMNS.index(name))
     lines = []
     for number, row in enumerate(cells):
-        parts = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        parts = [row[at].ljust(widths[at]) for at in shown]
         if number == 0 and styled:
             parts[0], parts[-1] = f"\x1b[1m{parts[0]}", f"{parts[-1].rstrip()}\x1b[0m"
         elif styled:
             parts[1] = paint_state(row[1], True) + " " * (widths[1] - len(row[1]))
         lines.append("  ".join(parts).rstrip())
-    return "\n".join(lines)
+    return lines
 
 
 def _text(value: object) -> str:
@@ -168,5 +177,5 @@ def _checkpoint(checkpoint: Any, now: float) -> str:
         return _text(checkpoint)
     text = str(checkpoint.get("id", checkpoint.get("lsn", "-")))
     if checkpoint.get("time"):
-        text += f", {format_duration(max(0.0, now - checkpoint['time']))} ago"
+        text += f", {format_age(now - checkpoint['time'])}"
     return text

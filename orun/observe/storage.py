@@ -7,6 +7,7 @@ most) is not seen. Changes are in ``orun.observe.changes``.
 
 from __future__ import annotations
 
+import json
 import struct
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +28,7 @@ from orun.store.records import Kind, decode_effect
 from orun.store.restore import RestorePlan
 from orun.store.targets import Target
 from orun.store.verify import Summary, verify_agent, verify_checkpoint
+from orun.units import format_count
 from orun.worker import wire
 
 READ_BYTES = 1 << 20
@@ -148,8 +150,7 @@ def restore_targets(names: list[str], args: Mapping[str, Any]) -> list[tuple[str
     elif by_id:
         chosen = [name for name in names if str(target.checkpoint).startswith(f"{name}-")] or names
     if not chosen:
-        known = ", ".join(names) or "none"
-        raise NotFound(f"nothing is stored of agent {args.get('agent')}", hint=f"there is {known}")
+        raise _unknown_agent(args.get("agent"), names)
     if len(chosen) > 1 and (target.lsn is not None or by_id):
         raise UsageError(f"there are {len(chosen)} agents: {', '.join(chosen)}", hint="name one with --agent")
     return [(name, target) for name in chosen]
@@ -187,8 +188,14 @@ def _names(txn: Txn, agent: str | None) -> list[str]:
     if agent is None:
         return known
     if agent not in known:
-        raise NotFound(f"nothing is stored of an agent {agent!r}", hint=f"there is {', '.join(known) or 'none'}")
+        raise _unknown_agent(agent, known)
     return [agent]
+
+
+def _unknown_agent(agent: str | None, known: list[str]) -> NotFound:
+    if not known:
+        return NotFound("no agent has stored anything here yet", hint="start one with `orun run FILE`")
+    return NotFound(f"nothing is stored of an agent {agent!r}", hint=f"there is {', '.join(known)}")
 
 
 def _checkpoints(txn: Txn, agent: str | None) -> list[CheckpointInfo]:
@@ -253,13 +260,17 @@ def _content(view: RecordView) -> Document:
 def _summary(kind: int, content: Mapping[str, Any]) -> str:
     if "handler" in content:
         handler = content["handler"]
-        return _short("delivered again" if handler is None else f"{handler} {content['payload']!r}")
+        return _short("delivered again" if handler is None else f"{handler} {_json(content['payload'])}")
     if "changes" in content:
-        changes = f"{len(content['changes'])} blocks changed"
+        changes = f"{format_count(len(content['changes']), 'block')} changed"
         if kind == Kind.RESTORE:
             return changes
-        return _short(f"{changes}, {'reply' if content['ok'] else 'error'} {content['reply']!r}")
-    return _short(repr(content.get("content", "cannot be decoded")))
+        return _short(f"{changes}, {'reply' if content['ok'] else 'error'} {_json(content['reply'])}")
+    return _short(_json(content["content"]) if "content" in content else "cannot be decoded")
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _letter(agent: str, letter: DeadLetter) -> Document:

@@ -26,9 +26,10 @@ from orun.engine.pages import AgentPage
 from orun.errors import NotRunning, OrunError, UsageError
 from orun.runtime.child import Child, Exit, StartFailed
 from orun.runtime.control import listen
-from orun.runtime.forking import Forkserver
+from orun.runtime.forking import ForkFailed, Forkserver
 from orun.runtime.logs import ChildLog
 from orun.runtime.processes import Process, Processes
+from orun.runtime.vital import vital
 from orun.runtime.workers import Template, WorkerProcess
 from orun.settings import Settings
 from orun.store.layout import StateDir
@@ -134,7 +135,7 @@ class AgentHost:
         """Have a standby again, soon."""
         wanted = self._settings.runtime.standby and not self._closing
         if wanted and (self._refill_task is None or self._refill_task.done()):
-            self._refill_task = asyncio.create_task(self._refill(), name=f"standby of {self.name}")
+            self._refill_task = vital(self._refill(), f"standby of {self.name}")
 
     async def _refill(self) -> None:
         pause = REFILL_PAUSE_S
@@ -177,18 +178,24 @@ class AgentHost:
             return await services.forkserver.fork("orun.worker.main:worker", args, fds=fds, title=title)
 
         # A program that starts threads when it is loaded cannot be forked after that: each worker loads it anew.
-        return await WorkerProcess.fork(
-            fork_bare if template.threads else template.fork,
-            agent=self.name,
-            version=self.version,
-            home=self._home,
-            settings=self._settings,
-            state=services.state,
-            listening=self._listening,
-            wake_fd=services.recorder.wake_fd,
-            page=self.page,
-            output=services.log_of(self.name),
-        )
+        fork = fork_bare if template.threads else template.fork
+        try:
+            return await WorkerProcess.fork(
+                fork,
+                agent=self.name,
+                version=self.version,
+                home=self._home,
+                settings=self._settings,
+                state=services.state,
+                listening=self._listening,
+                wake_fd=services.recorder.wake_fd,
+                page=self.page,
+                output=services.log_of(self.name),
+            )
+        except ForkFailed:
+            # It is gone or does not answer: whoever tries again gets a worker from a new one.
+            template.kill()
+            raise
 
     def _adopt(self, template: Template, program: Program) -> None:
         self.handlers = template.handlers

@@ -18,11 +18,16 @@ from orun.runtime.early import CONTROL_FD, Early, forkserver_command
 from orun.runtime.processes import Process, Processes
 from orun.worker.forkserver import FDS_MAX, MESSAGE_BYTES_MAX
 
-FORK_TIMEOUT_S: Final = 10.0
+FORK_TIMEOUT_S: Final = 5.0
+"""A fork takes milliseconds: a forkserver that has not answered by then stands still."""
 
 
 class ForkFailed(OrunError):
     """A forkserver could not, or did not, fork a child."""
+
+
+class ForkserverSilent(ForkFailed):
+    """A forkserver did not answer in time."""
 
 
 class ForkserverGone(ForkFailed):
@@ -80,7 +85,7 @@ class ForkClient:
             if future.done() and not future.cancelled() and future.exception() is None:
                 future.result().kill()
             if isinstance(error, TimeoutError):
-                raise ForkFailed(f"{title} was not forked within {timeout:g} s") from None
+                raise ForkserverSilent(f"{title} was not forked within {timeout:g} s") from None
             raise
         finally:
             self._waiting.pop(id, None)
@@ -163,6 +168,7 @@ class Forkserver:
         self._output = output
         self.start_timeout = start_timeout
         self._client: ForkClient | None = None
+        self._process: Process | None = None
         self._changed = asyncio.Condition()
 
     def child(self) -> Child:
@@ -187,6 +193,11 @@ class Forkserver:
                 return await client.fork(target, args, fds=fds, title=title, timeout=left)
             except ForkserverGone:
                 continue
+            except ForkserverSilent:
+                # Stopped by somebody or hung: whoever asks again gets a new one.
+                if client is self._client and self._process is not None:
+                    self._process.kill()
+                raise
 
     async def _present(self, title: str, deadline: float) -> ForkClient:
         try:
@@ -197,10 +208,11 @@ class Forkserver:
         assert self._client is not None
         return self._client
 
-    async def serve_by(self, client: ForkClient) -> None:
-        """Fork by ``client`` from here on."""
+    async def serve_by(self, client: ForkClient, process: Process) -> None:
+        """Fork by ``client``, the other end of which is ``process``, from here on."""
         async with self._changed:
             self._client = client
+            self._process = process
             self._changed.notify_all()
 
     def spawn(self) -> tuple[Process, ForkClient]:
@@ -246,7 +258,7 @@ class _ForkserverLife(Child):
         except BaseException:
             self.kill()
             raise
-        await self._service.serve_by(self._client)
+        await self._service.serve_by(self._client, self._process)
 
     async def wait(self) -> Exit:
         assert self._process is not None

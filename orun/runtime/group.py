@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 from orun.runtime.child import Exit, StartFailed
 from orun.runtime.slot import Slot
+from orun.runtime.vital import vital
 
 
 class GroupRestart:
@@ -32,7 +33,7 @@ class GroupRestart:
         for member in self._members(slot):
             member.doomed = True
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(failed), name=f"restart {slot.spec.id} and siblings")
+            self._task = vital(self._run(failed), f"restart {slot.spec.id} and siblings")
 
     def cancel(self) -> None:
         """Start nothing more: the supervisor ends its children itself."""

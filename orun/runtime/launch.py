@@ -64,7 +64,8 @@ def detach(options: Options, progress: Callable[[str], None], *, timeout_s: floa
     guard = _guard(progress)
     log = os.path.join(options.state_dir, "logs", START_LOG)
     try:
-        os.makedirs(os.path.dirname(log), mode=0o700, exist_ok=True)
+        for folder in (options.state_dir, os.path.dirname(log)):  # the mode is that of the last folder only
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise UsageError(

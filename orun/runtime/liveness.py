@@ -65,12 +65,16 @@ class Watch:
         self._last_look_ns = now_ns
         self._progress = -1
         self._progress_ns = now_ns
+        self._paused_handler_ns = 0
+        self._paused_ns = 0
 
     def judge(self, reading: Reading) -> Verdict:
         """What the worker is doing. A gap between two looks (a suspended machine) counts for nobody's silence."""
         now = reading.now_ns
-        if now - self._last_look_ns > 1_000_000_000:
+        gap_ns = now - self._last_look_ns
+        if gap_ns > 1_000_000_000:
             self._awake_since_ns = now
+            self._pause(reading.handler_start_ns, gap_ns)
         self._last_look_ns = now
         if reading.progress != self._progress:
             self._progress = reading.progress
@@ -83,12 +87,21 @@ class Watch:
         if reading.phase == PHASE_REPLAYING:
             return Verdict.BLOCKED if self._silent(self._progress_ns, now) else Verdict.REPLAYING
         if reading.handler_start_ns:
-            overdue_ns = now - max(reading.handler_deadline_ns, self._awake_since_ns)
-            loop_stood = reading.loop_ns <= reading.handler_deadline_ns
+            deadline_ns = reading.handler_deadline_ns
+            if reading.handler_start_ns == self._paused_handler_ns:
+                deadline_ns += self._paused_ns
+            overdue_ns = now - max(deadline_ns, self._awake_since_ns)
+            loop_stood = reading.loop_ns <= deadline_ns
             if overdue_ns > (OVERDUE_GRACE_NS if loop_stood else self._stale_ns):
                 return Verdict.OVERDUE
             return Verdict.BUSY if loop_silent else Verdict.WELL
         return Verdict.BLOCKED if loop_silent else Verdict.WELL
+
+    def _pause(self, handler_start_ns: int, gap_ns: int) -> None:
+        """A handler that was under way could not work in a gap: its deadline moves by so much."""
+        if handler_start_ns != self._paused_handler_ns:
+            self._paused_handler_ns, self._paused_ns = handler_start_ns, 0
+        self._paused_ns += gap_ns
 
     def _silent(self, counter_ns: int, now_ns: int) -> bool:
         return now_ns - max(counter_ns, self._awake_since_ns) > self._stale_ns

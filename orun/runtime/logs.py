@@ -11,10 +11,10 @@ import contextlib
 import fcntl
 import os
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from orun.runtime.foreground import Foreground
 from orun.runtime.logfile import Complaint, LogFile
 from orun.settings import LogSettings
 
@@ -26,9 +26,8 @@ _READ_BYTES: Final = 64 << 10
 _PIPE_BYTES: Final = 256 << 10
 _DRAIN_BYTES_MAX: Final = 1 << 20
 _REPORT_INTERVAL_S: Final = 1.0
-
-Echo = Callable[[str, bytes], None]
-"""Called with the child's name and whole lines that were logged, in the foreground."""
+_HOLD_S: Final = 0.02
+"""So often it is asked again whether the foreground can take more."""
 
 
 class Allowance:
@@ -60,7 +59,7 @@ class ChildLog:
         settings: LogSettings,
         *,
         complain: Complaint,
-        echo: Echo | None = None,
+        echo: Foreground | None = None,
     ) -> None:
         self.name = name
         self.dropped_bytes = 0
@@ -121,6 +120,8 @@ class ChildLog:
         if is_error:
             lines = data.rstrip(b"\n").rsplit(b"\n", TAIL_LINES)
             self._tail.extend(line[:_TAIL_LINE_BYTES_MAX] for line in lines[-TAIL_LINES:])
+        if self._echo is not None:
+            self._echo.show(self.name, data, is_error)
         if not self._allowance.take(len(data), self._loop.time()):
             self.dropped_bytes += len(data)
             self._unsaid_bytes += len(data)
@@ -128,7 +129,11 @@ class ChildLog:
             if self._report is None:
                 self._report = self._loop.call_later(_REPORT_INTERVAL_S, self._say_dropped)
             return
-        self._write(data)
+        self._file.write(data)
+
+    def held(self) -> bool:
+        """Whether the foreground is full, so that nothing should be read for the moment."""
+        return self._echo is not None and self._echo.full()
 
     def remove(self, stream: _Stream) -> None:
         """A pipe has ended."""
@@ -140,12 +145,7 @@ class ChildLog:
             rate = self._settings.rate
             what = f"{self._unsaid_lines} lines, {self._unsaid_bytes} bytes dropped: over {rate} bytes a second"
             self._unsaid_bytes = self._unsaid_lines = 0
-            self._write(f"[orun: {what}]\n".encode())
-
-    def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        if self._echo is not None:
-            self._echo(self.name, data)
+            self._file.write(f"[orun: {what}]\n".encode())
 
 
 class _Stream:
@@ -156,11 +156,20 @@ class _Stream:
         self._log = log
         self._is_error = is_error
         self._rest = b""
+        self._closed = False
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(fd, self._readable)
+        self._listen()
+
+    def _listen(self) -> None:
+        if not self._closed:
+            self._loop.add_reader(self._fd, self._readable)
 
     def _readable(self) -> None:
-        self.read(_READ_BYTES)
+        if self._log.held():
+            self._loop.remove_reader(self._fd)
+            self._loop.call_later(_HOLD_S, self._listen)
+        else:
+            self.read(_READ_BYTES)
 
     def read(self, bytes_max: int) -> None:
         """Read up to so many bytes, as far as they are there."""
@@ -180,6 +189,7 @@ class _Stream:
         if self._rest:
             self._log.take(self._rest + b"\n", is_error=self._is_error)
             self._rest = b""
+        self._closed = True
         self._loop.remove_reader(self._fd)
         os.close(self._fd)
         self._log.remove(self)

@@ -15,6 +15,9 @@ from orun.errors import OrunError
 from orun.runtime.early import Early
 from orun.runtime.launch import READY_FD, Options
 
+EXIT_BROKEN_PIPE = 141
+"""What a shell reports for a program that wrote to a closed pipe."""
+
 
 def main(early: Early | None = None) -> NoReturn:
     """Run until the end and exit with its code."""
@@ -39,15 +42,23 @@ def main(early: Early | None = None) -> NoReturn:
 
 
 async def _run(options: Options, ready: Ready, early: Early | None) -> int:
-    from orun.runtime.live import show
+    from orun.runtime.foreground import Lines
     from orun.runtime.runtime import Runtime
 
     settings = settings_file.load(file=options.settings_file, overrides=options.settings).settings
     runtime = Runtime(options, settings, early)
     if options.live:
+        from orun.runtime.live import show
+
         return await show(runtime, ready.succeeded)
-    echo = _say if options.foreground and not options.quiet else None
-    return await runtime.run(ready.succeeded, echo)
+    if not options.foreground:
+        return await runtime.run(ready.succeeded, None)
+    loop = asyncio.get_running_loop()
+
+    def broken() -> None:
+        loop.call_soon_threadsafe(runtime.end, EXIT_BROKEN_PIPE)
+
+    return await runtime.run(ready.succeeded, Lines(alone=bool(options.command), quiet=options.quiet, broken=broken))
 
 
 class Ready:

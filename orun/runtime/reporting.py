@@ -11,14 +11,16 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, final
 
 from orun.runtime.agents import AgentHost
+from orun.runtime.foreground import Foreground
 from orun.runtime.logfile import LogFile
 from orun.settings import LogSettings
 from orun.store.layout import StateDir
+from orun.units import format_count
 
 SCHEMA = 1
 EVENTS_KEPT = 100
@@ -31,7 +33,7 @@ class Events(logging.Handler):
     def __init__(self, state: StateDir, settings: LogSettings) -> None:
         super().__init__(logging.INFO)
         self.latest: deque[dict[str, Any]] = deque(maxlen=EVENTS_KEPT)
-        self.echo: Callable[[str], None] | None = None
+        self.foreground: Foreground | None = None
         self._file = LogFile(Path(state.log_file("runtime")), settings, lambda trouble: None)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -42,13 +44,41 @@ class Events(logging.Handler):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z"
         self._file.write(f"{stamp} {record.levelname.lower()} {text}\n".encode())
         self.latest.append({"time": record.created, "text": text})
-        if self.echo is not None:
-            self.echo(f"{stamp} {text}")
+        if self.foreground is not None:
+            self.foreground.event(record.levelno, f"{stamp} {text}")
 
     def close(self) -> None:
         """Write no more."""
         self._file.close()
         super().close()
+
+
+QUIET_EVENTS = ("checkpoint", "exported", "recovered", "restored")
+"""What the store tells of its daily work; everything else it tells is a warning."""
+
+
+def event_level(kind: str) -> int:
+    """How urgent an event of the store is."""
+    return logging.INFO if kind in QUIET_EVENTS else logging.WARNING
+
+
+def event_text(kind: str, fields: Mapping[str, Any]) -> str:
+    """An event of the store as a line for people."""
+    agent = fields["agent"]
+    match kind:
+        case "checkpoint":
+            return f"checkpoint {fields['id']} made ({fields['reason']}), {format_count(fields['blocks'], 'block')}"
+        case "exported":
+            return f"checkpoint {fields['id']}: exported to {fields['path']}"
+        case "recovered":
+            return f"{agent}: {format_count(fields['records'], 'record')} taken over from the journal of a dead worker"
+        case "restored":
+            moment = f"from log position {fields['from_lsn']} to {fields['target_lsn']}"
+            return f"{agent}: restored {moment}, {format_count(fields['blocks_changed'], 'block')} changed"
+        case "dead_letter":
+            return f"{agent}: request {fields['lsn']} is set aside, it killed its worker {fields['attempts']} times"
+    details = " ".join(f"{name}={value}" for name, value in fields.items() if name != "agent")
+    return f"{agent}: {kind.replace('_', ' ')} {details}"
 
 
 @final

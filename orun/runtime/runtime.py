@@ -30,6 +30,7 @@ from orun.runtime.child import ChildSpec, Exit, failure_of
 from orun.runtime.commands import command_spec
 from orun.runtime.control import ControlServer
 from orun.runtime.early import WORKER_MODULES, Early
+from orun.runtime.foreground import Foreground
 from orun.runtime.forked import ForkedChild
 from orun.runtime.forking import Forkserver
 from orun.runtime.guardlink import GuardLink
@@ -40,6 +41,7 @@ from orun.runtime.operations import Operations
 from orun.runtime.processes import Processes
 from orun.runtime.supervisor import Supervisor
 from orun.runtime.sweep import child_pids
+from orun.runtime.vital import VITAL
 from orun.runtime.watch import watch
 from orun.settings import ChildSettings, Restart, Settings
 from orun.store.layout import StateDir
@@ -70,23 +72,25 @@ class Runtime:
         self.events: reporting.Events
         self.recorder: Recorder
         self._logs: dict[str, ChildLog] = {}
+        self._foreground: Foreground | None = None
         self._ending: asyncio.Future[int]
         self._signals = 0
         self._listening: socket.socket | None = None
         self._token = ""
 
-    async def run(self, ready: Callable[[dict[str, Any]], None], echo: Callable[[str], None] | None) -> int:
+    async def run(self, ready: Callable[[dict[str, Any]], None], foreground: Foreground | None) -> int:
         """Start everything, say that it is ready, and serve until the end. Returns the exit code."""
         loop = asyncio.get_running_loop()
         self._ending = loop.create_future()
         self._catch_signals(loop)
+        loop.set_exception_handler(_tell)
         set_subreaper()
         ours = {self._early.pid} if self._early is not None else set()
         self.processes = Processes(spare=set(child_pids()) - ours)
         self.state.create()
         with StateLock(self.state):
             self.events = reporting.Events(self.state, self.settings.logs)
-            self.events.echo = echo
+            self.events.foreground = self._foreground = foreground
             logging.getLogger("orun").addHandler(self.events)
             logging.getLogger("orun").setLevel(logging.INFO)
             guard = GuardLink.from_environment(self._guard_gone)
@@ -98,6 +102,8 @@ class Runtime:
                 self.state.runtime_file.unlink(missing_ok=True)
                 for output in self._logs.values():
                     output.close()
+                if foreground is not None:
+                    await asyncio.to_thread(foreground.close)
                 if guard is not None:
                     guard.close()
                 logging.getLogger("orun").removeHandler(self.events)
@@ -142,7 +148,8 @@ class Runtime:
             ready(document)
             if notifier is not None:
                 notifier.ready(", ".join(self.hosts) or "children run")
-            log.info("ready: %s", ", ".join([*self.hosts, *(c.name for c in self._commands())]))
+            names = ", ".join([*self.hosts, *(command.name for command in self._commands())])
+            log.info("ready: %s%s", names, f", http://{self.http}" if self.http else "")
             return await self._until_the_end()
         finally:
             if notifier is not None:
@@ -288,7 +295,11 @@ class Runtime:
         """The log of a child, across its lives."""
         if name not in self._logs:
             self._logs[name] = ChildLog(
-                name, self.state.logs, self.settings.logs, complain=lambda trouble: log.warning("%s", trouble)
+                name,
+                self.state.logs,
+                self.settings.logs,
+                complain=lambda trouble: log.warning("%s", trouble),
+                echo=self._foreground,
             )
         return self._logs[name]
 
@@ -342,7 +353,15 @@ class Runtime:
         self.main.kill()
 
     def _recorder_event(self, kind: str, fields: dict[str, Any]) -> None:
-        log.info("%s %s", kind.replace("_", " "), " ".join(f"{name}={value}" for name, value in fields.items()))
+        log.log(reporting.event_level(kind), "%s", reporting.event_text(kind, fields))
+
+
+def _tell(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """What the event loop could not deliver to anybody: told, and the end of this process when it was vital."""
+    error = context.get("exception")
+    log.error("%s", context["message"], exc_info=error)
+    if context.get(VITAL):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _worker_spec(host: AgentHost, shutdown_s: float) -> ChildSpec:

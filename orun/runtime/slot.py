@@ -12,6 +12,7 @@ from typing import Any, Literal
 from orun.errors import OrunError
 from orun.runtime.child import Child, ChildSpec, Exit, StartFailed
 from orun.runtime.intensity import Backoff
+from orun.runtime.vital import vital
 
 State = Literal["starting", "running", "waiting", "stopping", "stopped", "finished"]
 """``waiting``: dead, to be restarted. ``finished``: ended well, and not to be restarted."""
@@ -73,7 +74,7 @@ class Slot:
             self._lose(Exit(reason="stopped"))
             raise
         self._ready_at = asyncio.get_running_loop().time()
-        self._watcher = asyncio.create_task(self._watch(child), name=f"watch {self.spec.id}")
+        self._watcher = vital(self._watch(child), f"watch {self.spec.id}")
         if self.state == "stopping":
             await self._gone.wait()
             raise _stopped(self.spec)

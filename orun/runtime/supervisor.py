@@ -30,6 +30,7 @@ from orun.runtime.child import Child, ChildSpec, Exit, StartFailed, failure_of
 from orun.runtime.group import GroupRestart
 from orun.runtime.intensity import STABLE_PERIODS, Backoff, BackoffRule, Intensity
 from orun.runtime.slot import Slot, State
+from orun.runtime.vital import vital
 
 Strategy = Literal["one_for_one", "one_for_all", "rest_for_one", "simple_one_for_one"]
 AutoShutdown = Literal["never", "any_significant", "all_significant"]
@@ -103,7 +104,9 @@ class Supervisor(Child):
     async def _refuse(self, failure: StartFailed | None) -> NoReturn:
         await self._closed.wait()
         assert self._exit is not None
-        message = f"{self._exit.child}: {failure.message}" if failure else self._exit.text()
+        message = failure.message if failure else self._exit.text()
+        if failure and not message.startswith(self._exit.child):
+            message = f"{self._exit.child}: {message}"
         hint, code = (failure.hint, failure.code) if failure else (None, failure_of(self._exit).code)
         raise StartFailed(message, self._exit, hint=hint, code=code) from failure
 
@@ -144,7 +147,7 @@ class Supervisor(Child):
             self._restart(slot, exit)
 
     def _retire(self, slot: Slot, exit: Exit) -> None:
-        log.info("%s ended and is not restarted: %s", slot.spec.id, exit.text())
+        log.info("%s: %s ended and is not restarted: %s", self.id, slot.spec.id, exit.text())
         slot.enter("finished")
         if slot.spec.restart == "temporary" or self.strategy == "simple_one_for_one":
             self._slots.remove(slot)
@@ -160,14 +163,14 @@ class Supervisor(Child):
             message = f"{slot.spec.id} needs {self._intensity.text()}"
             self._close(Exit(reason="intensity", child=slot.spec.id, message=message, cause=exit))
             return
-        log.warning("%s ended and is restarted: %s", slot.spec.id, exit.text())
+        log.warning("%s: %s ended and is restarted: %s", self.id, slot.spec.id, exit.text())
         slot.restarts += 1
         self.restarts += 1
         slot.enter("waiting")
         if self._is_group:
             self._group.request(slot, self._start_failed)
         else:
-            slot.plan = asyncio.create_task(self._restart_alone(slot), name=f"restart {slot.spec.id}")
+            slot.plan = vital(self._restart_alone(slot), f"restart {slot.spec.id}")
 
     def _give_up_on(self, slot: Slot, exit: Exit) -> None:
         message = f"{slot.spec.id} cannot be helped by a restart"
@@ -197,7 +200,7 @@ class Supervisor(Child):
             self._exit = exit
             self._enter("stopping")
             self._group.cancel()
-            self._closing = asyncio.create_task(self._end_children(), name=f"stop {self.id}")
+            self._closing = vital(self._end_children(), f"stop {self.id}")
 
     async def _end_children(self) -> None:
         if self._brutal or self.strategy == "simple_one_for_one":

@@ -32,4 +32,4 @@ async def _reload(path: str, reload: Callable[[str], Awaitable[str]]) -> None:
         log.info("%s", await reload(path))
     except OrunError as error:
         # An edit that does not load is normal while somebody types: the old version goes on.
-        log.warning("%s: %s; the version before goes on", path, error.message)
+        log.warning("not reloaded, the version before goes on: %s", error.message)

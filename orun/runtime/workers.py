@@ -25,6 +25,7 @@ from orun.runtime.forking import ForkClient, Forkserver, ForkserverGone
 from orun.runtime.liveness import FATAL, Reading, Verdict, Watch
 from orun.runtime.logs import ChildLog
 from orun.runtime.processes import Process, Processes
+from orun.runtime.vital import vital
 from orun.settings import Settings
 from orun.store.layout import StateDir
 from orun.worker import wire
@@ -169,7 +170,7 @@ class WorkerProcess:
         self.epoch = 0
         self.served: dict[str, Any] = {}
         self._loop.add_reader(control, self._receive)
-        self._death = self._loop.create_task(self._await_death(), name=f"death of {process.title}")
+        self._death = vital(self._await_death(), f"death of {process.title}")
 
     @classmethod
     async def fork(
@@ -271,7 +272,7 @@ class WorkerProcess:
 
     async def serving(self) -> None:
         """Return when it serves. However long a replay takes: it is watched, and killed when it stands still."""
-        self._watcher = self._loop.create_task(self._watch(), name=f"watch {self._agent}")
+        self._watcher = vital(self._watch(), f"watch {self._agent}")
         self.served = await self._serving
 
     def drain(self) -> None:

@@ -83,7 +83,7 @@ class StateDir:
     def create(self) -> None:
         """Make what is missing; refuse what cannot be used. Safe to repeat."""
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             self.check_filesystem()
             for name in _FOLDERS:
                 (self.path / name).mkdir(exist_ok=True)

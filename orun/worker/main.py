@@ -202,6 +202,7 @@ class Worker:
             raise Damaged(
                 f"the log of {self._agent.name} ends at LSN {follower.last_lsn}, its journal begins at {next_lsn}"
             )
+        follower.recall()
         return follower
 
     def _build(self, takeover: Follower, journal: JournalWriter) -> Executor:

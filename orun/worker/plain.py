@@ -29,6 +29,7 @@ RETURN_GRACE_S = 5.0
 """How long a runtime whose socket refuses is waited for: its guard may be starting it again."""
 PAUSE_S = 0.02
 PAUSE_S_MAX = 0.25
+UNKNOWN_OUTCOME = "the request may still be carried out; asked again with the same --key it never runs twice"
 _RETRIED = ("busy", "unavailable")
 _LENGTH = struct.Struct("<I")
 
@@ -183,17 +184,24 @@ def call(
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     frame = request_frame(1, handler, payload, key=key, deadline=deadline)
     retry = Retry(deadline)
-    while True:
-        path = choose_agent(project.read_runtime(state_dir), handler, agent)["socket"]
-        try:
-            with Connection(path, deadline) as connection:
-                _, ok, body = connection.exchange(frame)
-        except Broken as error:
-            retry.after_break(error, state_dir)
-            continue
-        if ok:
-            return body
-        retry.after_refusal(error_of(body))
+    sent = False
+    try:
+        while True:
+            path = choose_agent(project.read_runtime(state_dir), handler, agent)["socket"]
+            try:
+                with Connection(path, deadline) as connection:
+                    sent = True
+                    _, ok, body = connection.exchange(frame)
+            except Broken as error:
+                retry.after_break(error, state_dir)
+                continue
+            if ok:
+                return body
+            retry.after_refusal(error_of(body))
+    except (NotRunning, DeadlineExceeded) as error:
+        if sent:
+            error.hint = error.hint if isinstance(error, DeadlineExceeded) and error.hint else UNKNOWN_OUTCOME
+        raise
 
 
 class Retry:

@@ -9,6 +9,7 @@ make up a snapshot; they are executed under their original names and paths, so t
 from __future__ import annotations
 
 import ast
+import errno
 import hashlib
 import importlib.abc
 import importlib.machinery
@@ -23,7 +24,8 @@ from pathlib import Path
 from types import CodeType, ModuleType
 from typing import final
 
-from orun.errors import Damaged, NotFound, OrunError, UsageError
+from orun.errors import Damaged, NotFound, OrunError, StorageFailed, UsageError
+from orun.store.layout import sync_folder, write_durably
 from orun.worker.agent import Agent
 
 FILES_MAX = 500
@@ -49,22 +51,37 @@ class Program:
         return digest.hexdigest()
 
     def save(self, folder: str) -> str:
-        """Write the snapshot below ``folder``, once; returns its own folder."""
+        """Write the snapshot below ``folder``, unless it is there; returns its own folder.
+
+        Raises StorageFailed. What a power cut has left of an earlier attempt is written anew.
+        """
         home = os.path.join(folder, self.version)
-        if os.path.exists(os.path.join(home, _MANIFEST)):
+        if self._is_saved(home):
             return home
-        for name, content in self.files.items():
-            path = Path(home, "files", name)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content)
-        manifest = {"root": self.root, "main": self.main, "files": sorted(self.files)}
-        temporary = os.path.join(home, _MANIFEST + ".part")
-        with open(temporary, "w", encoding="utf-8") as file:
-            json.dump(manifest, file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, os.path.join(home, _MANIFEST))
+        try:
+            for name, content in self.files.items():
+                path = Path(home, "files", name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_durably(path, content)
+            manifest = {"root": self.root, "main": self.main, "files": sorted(self.files)}
+            write_durably(Path(home, _MANIFEST), json.dumps(manifest, indent=1).encode())
+            for parent in (Path(home, "files"), Path(folder)):
+                sync_folder(parent)
+        except OSError as error:
+            full = error.errno == errno.ENOSPC
+            raise StorageFailed(
+                f"the agent's code cannot be kept in {home}: {error.strerror}",
+                hint="free some space, then start orun again: nothing is lost" if full else None,
+            ) from error
         return home
+
+    def _is_saved(self, home: str) -> bool:
+        if not os.path.exists(os.path.join(home, _MANIFEST)):
+            return False
+        try:
+            return load_snapshot(home) == self
+        except Damaged:
+            return False
 
 
 def snapshot(agent_file: str) -> Program:
@@ -123,10 +140,12 @@ def load(program: Program) -> Agent:
         exec(code, module.__dict__)
     except SyntaxError as error:
         text = f"\n    {error.text.rstrip()}" if error.text else ""
-        raise UsageError(f"{error.filename}:{error.lineno}: {error.msg}{text}") from error
+        # A null byte has neither file nor line.
+        place = f"{error.filename}:{error.lineno}" if error.filename else path
+        raise UsageError(f"{place}: {error.msg}{text}") from error
     except OrunError as error:
         raise type(error)(f"{_place(error, program)}{error.message}", hint=error.hint) from error
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         raise UsageError(f"{_place(error, program)}{type(error).__name__}: {error}") from error
     agents = {id(value): value for value in vars(module).values() if isinstance(value, Agent)}
     if len(agents) != 1:

@@ -234,8 +234,10 @@ class Service:
             message = f"the worker died under the request, and handler {handler.name!r} is not retried"
             executor.settle(request, Kind.EFFECT, False, wire.error_body("interrupted", message))
         elif attempts >= self._settings.attempts_max:
-            message = f"the worker died under this request {attempts} times; see `orun deadletters list`"
-            executor.settle(request, Kind.DEAD, False, wire.error_body("dead_letter", message, attempts=attempts))
+            message = f"the worker died under this request {attempts} times; it is set aside"
+            hint = "`orun deadletters list` has it; mend the handler, `orun reload`, `orun deadletters retry`"
+            body = wire.error_body("dead_letter", message, attempts=attempts, hint=hint)
+            executor.settle(request, Kind.DEAD, False, body)
         else:
             executor.redeliver(request)
 

@@ -36,6 +36,14 @@ def count_until_the_end(orun: Orun, number: int) -> int:
     return asyncio.run(main())
 
 
+def start(orun: Orun, agent: str, durability: str) -> subprocess.Popen[str]:
+    """A runtime in the foreground that serves or has ended already."""
+    process = orun.spawn("run", agent, "--durability", durability, stderr=subprocess.PIPE)
+    runtime_file = orun.state_dir / "run" / "runtime.json"
+    wait_until(lambda: runtime_file.exists() or process.poll() is not None, what="the runtime")
+    return process
+
+
 @pytest.mark.parametrize(
     ("function", "error"),
     [("fdatasync", errno.EIO), ("pwrite", errno.EIO), ("pwrite", errno.ENOSPC), ("pwrite", 0)],
@@ -50,9 +58,7 @@ def test_a_failed_write_ends_the_runtime_and_loses_nothing(orun: Orun, function:
         at = rng.choice((rng.randrange(1, 15), rng.randrange(15, 400)))
         durability = rng.choice(("disk", "process"))
         orun.environment["ORUN_SHIM"] = f"{function}:{at}:{error}"
-        process = orun.spawn("run", agent, "--durability", durability, stderr=subprocess.PIPE)
-        runtime_file = orun.state_dir / "run" / "runtime.json"
-        wait_until(lambda: runtime_file.exists() or process.poll() is not None, what="the runtime")
+        process = start(orun, agent, durability)
         acknowledged = count_until_the_end(orun, acknowledged)
         _, said = process.communicate(timeout=20)
         where = (life, at, durability, said)

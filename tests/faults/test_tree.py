@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -66,12 +66,12 @@ def grandchildren(orun: Orun) -> list[int]:
 
 
 @pytest.fixture
-def parent(orun: Orun) -> Iterator[Orun]:
+def parent(orun: Orun) -> Orun:
     orun.start(str(orun.write(PARENT)), "--set", "runtime.backoff_max=0.01s")
     assert orun.call("spawn") == "spawned"
     wait_until(lambda: len(grandchildren(orun)) == 6, what="the grandchildren")
     wait_until(lambda: orun.agent()["standby"], what="a standby")
-    yield orun
+    return orun
 
 
 class Tree:

@@ -18,10 +18,12 @@ def unit(file: str, *, state_dir: str | None, http: str | None) -> str:
     path = os.path.abspath(file)
     name = os.path.basename(os.path.dirname(path)) or "agent"
     state = os.path.abspath(state_dir) if state_dir else os.path.join(os.path.dirname(path), ".orun")
-    command = [sys.executable, "-P", "-m", "orun", "run", path, "--quiet", "--state-dir", state]
+    command = [sys.executable, "-P", "-m", "orun", "run", path, "--state-dir", state]
     if http:
         command += ["--http", http]
-    return f"""[Unit]
+    return f"""# As yourself:  ~/.config/systemd/user/{name}.service, then systemctl --user enable --now {name}
+# For all:      /etc/systemd/system/{name}.service with User= below, then systemctl enable --now {name}
+[Unit]
 Description=orun: {_specifier(name)}
 After=network.target
 
@@ -36,10 +38,12 @@ TimeoutStopSec={STOP_S}
 Restart=on-failure
 # Settings that cannot be used, and damaged data, are not mended by another start.
 RestartPreventExitStatus=2 12 13
+# How orun ends after an orderly stop by SIGTERM or SIGINT.
+SuccessExitStatus=143 130
 KillMode=mixed
 
 [Install]
-WantedBy=default.target
+WantedBy=default.target multi-user.target
 """
 
 
@@ -51,6 +55,7 @@ def dockerfile(file: str, *, http: str | None) -> str:
     return f"""FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim
 RUN pip install --no-cache-dir orun=={__version__}
 WORKDIR /app
+# Name .orun in .dockerignore: the state belongs into the volume.
 COPY . .
 RUN orun engine build
 ENV ORUN_STATE_DIR=/state

@@ -68,7 +68,7 @@ def test_the_agents_own_structured_error_is_kept_whole(cli: Cli, service: Servic
     assert error["where"] == "w"
     done = cli("call", "x")
     assert (done.returncode, done.stdout) == (1, b"")
-    assert done.stderr.decode() == "error: no handler 'x'\nhint: did you mean 'y'?\n"
+    assert done.stderr.decode() == "error: no handler 'x'\nat: w\nhint: did you mean 'y'?\n"
 
 
 @pytest.mark.parametrize(

@@ -63,8 +63,8 @@ main (one_for_one) running
 └─ children
    └─ web pid 110 running"""
 EVENTS = """\
-     3s ago  worker killed by SIGKILL
-     2s ago  worker ready in 4 ms"""
+    3s ago  worker killed by SIGKILL
+    2s ago  worker ready in 4 ms"""
 
 
 def test_the_status_for_people() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orun.cli import quick
+from orun.cli import quick, quick_run
 from tests.unit.cli.service import Cli, Service, echo
 
 HEAVY = {
@@ -126,7 +126,6 @@ def test_both_ways_mean_the_same(arguments: list[str], monkeypatch: pytest.Monke
     "arguments",
     [
         [],
-        ["run"],
         ["status", "--help"],
         ["status", "--watch"],
         ["status", "extra"],
@@ -145,6 +144,49 @@ def test_anything_unusual_goes_to_typer(arguments: list[str]) -> None:
     assert quick.shortcut(arguments) is None
 
 
+RUN_LINES = [
+    ["run"],
+    ["run", "agent.py"],
+    ["run", "a.py", "--detach", "b.py"],
+    ["run", "-d", "agent.py", "--http", "127.0.0.1:0", "--state-dir=x"],
+    ["run", "agent.py", "--set", "store.checkpoints_kept=20", "--set=runtime.intensity=10", "--durability", "process"],
+    ["run", "--watch", "--quiet", "--json", "agent.py"],
+    ["run", "-q", "--token-file", "t", "--", "ls", "-l", "--", "--json"],
+    ["run", "--"],
+]
+
+
+@pytest.mark.parametrize("arguments", RUN_LINES, ids=" ".join)
+def test_both_ways_to_run_mean_the_same(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    from orun.cli import app, starting
+
+    seen: list[Any] = []
+
+    def start(wish: Any) -> int:
+        seen.append(wish)
+        return 0
+
+    monkeypatch.setattr(starting, "start", start)
+    assert quick.shortcut(arguments) == 0
+    assert app.run(arguments) == 0
+    assert seen[0] == seen[1]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["-dq"], ["a.py", "--detatch"], ["--http"], ["--http", "--detach"], ["--detach=yes"], ["-"]],
+    ids=" ".join,
+)
+def test_an_unusual_run_goes_to_typer(arguments: list[str]) -> None:
+    assert quick_run.read(arguments) is None
+
+
+def test_a_start_loads_neither_typer_nor_what_the_runtime_needs(cli: Cli) -> None:
+    found = loaded_by(cli, "run", "nowhere.py", "--detach")
+    assert "orun.cli.starting" in found
+    assert found & {"asyncio", "rich", "lmdb", "cffi", "typer", "zstandard", "uvicorn"} == set()
+
+
 def test_the_table_knows_only_options_that_typer_has() -> None:
     from orun.cli.generators.tree import read
 
@@ -153,6 +195,9 @@ def test_the_table_knows_only_options_that_typer_has() -> None:
         real = {spelling: option for option in commands[f"orun {name}"].options for spelling in option.spellings}
         for spelling, kind in options.items():
             assert bool(real[spelling].value) == (kind is quick.TEXT), (name, spelling)
+    real = {spelling: option for option in commands["orun run"].options for spelling in option.spellings}
+    for spellings, takes_text in ((quick_run.FLAGS, False), (quick_run.TEXTS, True)):
+        assert all(bool(real[spelling].value) == takes_text for spelling in spellings)
 
 
 def test_the_state_directory_is_found_from_inside_a_project(cli: Cli, service: Service, tmp_path: Path) -> None:
