@@ -27,7 +27,8 @@ def _info(json: Json = False) -> None:
     if json:
         output.document(document)
     else:
-        output.result(shown.fields(document))
+        # Dozens of words that nobody reads; the program's document has them.
+        output.result(shown.fields({name: value for name, value in document.items() if name != "cpu_features"}))
 
 
 def _build(

@@ -38,8 +38,9 @@ from orun.worker.service import Service
 
 TICK_S = 0.25
 FOLLOW_PAUSE_S = 0.05
-FOLLOW_BUDGET_S = 0.001
-"""A standby reads along with about 2 % of a core; behind a faster log it starts anew at the next checkpoint."""
+FOLLOW_PAUSE_S_MAX = 1.0
+FOLLOW_BUDGET_S = 0.005
+"""A standby reads along with a tenth of a core at the most, and only while it can keep up."""
 REHEARSAL_PAUSE_S = 0.1
 """A standby that is wanted at once is activated before it rehearses."""
 SHED_PER_TURN = 200
@@ -97,6 +98,7 @@ class Worker:
         self._page = AgentPage.attach(fds["page"])
         self._service: Service | None = None
         self._blocks_shed_scheduled = False
+        self._follow_pause_s = FOLLOW_PAUSE_S
         self._activation: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int]
 
@@ -120,14 +122,19 @@ class Worker:
 
     def _follow(self) -> None:
         """Read along with the log, a little at a time, until this standby is wanted."""
-        if self._activation is None:
-            try:
-                if self._follower.advance(FOLLOW_BUDGET_S):
-                    self._follower.recall()
-            except OrunError:
-                # Whatever it is, it is there at the activation too, and is reported then.
-                return
-            asyncio.get_running_loop().call_later(FOLLOW_PAUSE_S, self._follow)
+        if self._activation is not None:
+            return
+        try:
+            if self._follower.advance(FOLLOW_BUDGET_S):
+                self._follower.recall()
+                self._follow_pause_s = FOLLOW_PAUSE_S
+            else:
+                # A log that is faster than that is left alone more and more: the next checkpoint overtakes it anyway.
+                self._follow_pause_s = min(self._follow_pause_s * 1.5, FOLLOW_PAUSE_S_MAX)
+        except OrunError:
+            # Whatever it is, it is there at the activation too, and is reported then.
+            return
+        asyncio.get_running_loop().call_later(self._follow_pause_s, self._follow)
 
     def _on_control(self) -> None:
         try:

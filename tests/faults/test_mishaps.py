@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.counting import SEED
+from tests.faults.counting import ROUNDS, SEED
 from tests.support import COUNTER, Orun, wait_until
 
 NAMED = """
@@ -30,7 +30,7 @@ def add(state, request):
 
 SLOW = """
 import threading, time
-time.sleep(1.5)
+time.sleep(0.7)
 threading.Thread(target=time.sleep, args=(600,), daemon=True).start()
 """
 
@@ -123,7 +123,7 @@ def test_two_agents_in_one_runtime_do_not_share_their_fate(orun: Orun) -> None:
 
 
 def test_an_agent_that_loads_slowly_and_starts_threads_survives_its_worker(orun: Orun) -> None:
-    orun.start(str(orun.write(SLOW + COUNTER)), "--set", "runtime.stale=1s")
+    orun.start(str(orun.write(SLOW + COUNTER)), "--set", "runtime.stale=500ms")
     assert orun.call("add", {"amount": 1}) == {"total": 1}
     os.kill(orun.agent()["pid"], signal.SIGKILL)
     assert orun.call("add", {"amount": 1}) == {"total": 2}
@@ -177,7 +177,7 @@ def test_flipped_bytes_in_the_database_are_found_and_said(orun: Orun) -> None:
     rng = random.Random(SEED)
     clean = data.read_bytes()
     pages = [page for page in range(2, len(clean) // 4096) if clean[page * 4096 : page * 4096 + 4096].strip(b"\0")]
-    for page in rng.sample(pages, min(4, len(pages))):
+    for page in rng.sample(pages, min(ROUNDS // 4, len(pages))):
         data.write_bytes(clean)
         flip(data, page * 4096 + rng.randrange(200, 4000))
         verified = orun.run("wal", "verify")
