@@ -26,12 +26,17 @@ _KEYS_BATCH = 1024
 
 @final
 class AgentReader:
-    """The stored part of one agent, read only. ``warn`` is told when something was read past damage."""
+    """The stored part of one agent, read only. ``warn`` is told when something was read past damage.
 
-    def __init__(self, state: StateDir, agent: str, warn: Warn | None = None) -> None:
+    ``environment``: where this process has the database open already; LMDB forbids a second time.
+    """
+
+    def __init__(
+        self, state: StateDir, agent: str, warn: Warn | None = None, *, environment: Environment | None = None
+    ) -> None:
         agents.check_name(agent)
         self.agent = agent
-        self._environment = Environment.for_reader(state.journal)
+        self._environment = environment or Environment.for_reader(state.journal)
         self._warn = warn or logging.getLogger("orun.store").warning
         self._blocks = BlockCodec()
         self._frames = FrameCodec()

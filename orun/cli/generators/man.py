@@ -19,8 +19,6 @@ EXIT_CODES = (
     ("1", "Failed; the message says why."),
     ("2", "Usage or settings."),
     ("3", "Nothing is running (status, call, stop, reload, checkpoint create)."),
-    ("4", "The answer is no."),
-    ("5", "Not enough evidence within the budget."),
     ("10", "No such state, checkpoint or version."),
     ("11", "In use by another orun."),
     ("12", "Damaged data."),
