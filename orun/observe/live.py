@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 EVENTS_SHOWN = 8
+KEYS_COLUMNS = 4
+"""Left free at the end of the last line: the terminal writes ``^C`` there, which must not begin another line."""
 
 
 class LiveView:
@@ -102,6 +104,7 @@ def draw(
     events = _last(events, max(2, left // 3))
     printed = _last(printed, max(2, left - len(events) - len(tree) - 3))
     tree = _first(tree, left - len(events) - len(printed) - 3)
+    footer = footer[: max(0, width - KEYS_COLUMNS)]
     parts = [part for part in (head, tree, events, printed, [footer]) if any(part)]
     text = Text.from_ansi("\n\n".join("\n".join(part) for part in parts), no_wrap=True, overflow="crop")
     text.stylize("bold", 0, len(head[0]))

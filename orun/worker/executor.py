@@ -15,27 +15,25 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
 from orun.engine.journal import JournalFenced, JournalFull, RecordTooLarge
-from orun.engine.pages import SLOTS
 from orun.settings import AgentSettings
 from orun.store.records import FLAG_KEYED, FLAG_READONLY, NO_ID, Kind, encode_effect
 from orun.worker import wire
 from orun.worker.agent import Agent, Context, Handler
+from orun.worker.failures import describe, text_of
+from orun.worker.gauges import Gauges, Page
 from orun.worker.requests import Answers, Request
-from orun.worker.state import Blocks, ReadOnly, Unencodable, View
+from orun.worker.state import Blocks, Unencodable, View
 
 SLICE_NS = 2_000_000
 """Plain handlers run back to back for so long before the loop looks at its sockets again."""
 CONFLICTS_MAX = 16
 EXIT_FORKED = 0
 """Of a child that a handler forked and that came back from it."""
-MESSAGE_CHARS_MAX = 4000
-"""What an error says beyond this is cut off: it is logged, and sent."""
 _JOURNAL_WAIT_S = 0.001
 
 
@@ -48,31 +46,6 @@ class Journal(Protocol):
 
     def append(self, kind: int, payload: bytes, *, ref: int = 0, flags: int = 0) -> int:
         """Write a record; returns its LSN."""
-
-
-_HANDLER_START, _HANDLER_LSN = SLOTS["handler_start_ns"], SLOTS["handler_lsn"]
-_HANDLER_DEADLINE = SLOTS["handler_deadline_ns"]
-_REQUESTS, _ERRORS, _BUSY = SLOTS["requests"], SLOTS["errors"], SLOTS["busy"]
-_IN_FLIGHT, _QUEUE_DEPTH, _LAST_LSN = SLOTS["in_flight"], SLOTS["queue_depth"], SLOTS["last_lsn"]
-
-
-class Slots(Protocol):
-    """Numbers by index."""
-
-    def __getitem__(self, index: int, /) -> int: ...
-
-    def __setitem__(self, index: int, value: int, /) -> None: ...
-
-
-class Page(Protocol):
-    """What the executor needs of the shared page. It writes slots by number: an attribute costs twice as much."""
-
-    @property
-    def slots(self) -> Slots:
-        """All slots, as ``SLOTS`` numbers them."""
-
-    def record_latency(self, ns: int) -> None:
-        """Count one request's time from arrival to reply."""
 
 
 @final
@@ -97,7 +70,6 @@ class Executor:
         self.blocks = blocks
         self._answers = answers
         self._journal = journal
-        self._record_latency = page.record_latency
         self._wake_recorder = wake_recorder
         self._answered = answered
         self._abandon = abandon
@@ -109,10 +81,8 @@ class Executor:
         self._undelivered: deque[tuple[int, Request, bool, bytes]] = deque()
         self._pump_scheduled = False
         self._forked = False
-        self._slots = page.slots
+        self._gauges = Gauges(page)
         self._encode = wire.Encoder()
-        self._requests = self._slots[_REQUESTS]
-        self._errors = self._slots[_ERRORS]
         self._last_effect_lsn = 0
         self.idle = asyncio.Event()
         self.idle.set()
@@ -148,7 +118,7 @@ class Executor:
 
     def count_busy(self) -> None:
         """A request was refused because too many wait."""
-        self._slots[_BUSY] += 1
+        self._gauges.busy()
 
     def on_durable(self) -> None:
         """The recorder published: let go of the replies that waited for the disk."""
@@ -229,12 +199,9 @@ class Executor:
         return True
 
     def _show_handler(self, request: Request, start_ns: int) -> None:
-        slots = self._slots
         assert request.handler is not None
         timeout_s = request.handler.timeout_s or self._settings.handler_timeout
-        slots[_HANDLER_LSN] = request.first_lsn
-        slots[_HANDLER_DEADLINE] = start_ns + int(timeout_s * 1e9)
-        slots[_HANDLER_START] = start_ns
+        self._gauges.handler(request.first_lsn, start_ns, start_ns + int(timeout_s * 1e9))
 
     def _run(self, request: Request, handler: Handler) -> None:
         view = View(self.blocks, readonly=handler.readonly, encode=self._encode)
@@ -245,7 +212,7 @@ class Executor:
                 reply = handler.function(view, request.payload)
         except BaseException as error:  # noqa: BLE001  the plug-in boundary: whatever a handler raises is its answer
             # sys.exit() and KeyboardInterrupt too: they are no reason to end what serves everybody else.
-            self._finish(request, False, _describe(error, handler), [])
+            self._finish(request, False, describe(error, handler), [])
             return
         self._commit(request, view, reply)
 
@@ -261,7 +228,7 @@ class Executor:
                     else:
                         reply = await handler.function(view, request.payload)
             except BaseException as error:  # noqa: BLE001  the plug-in boundary
-                body = _describe(error, handler)
+                body = describe(error, handler)
                 if limit.expired():
                     message = f"handler {handler.name!r} ran longer than {timeout_s:g} s"
                     body = wire.pack(wire.error_body("timeout", message))
@@ -296,15 +263,15 @@ class Executor:
 
     def _commit(self, request: Request, view: View, reply: Any) -> None:
         try:
-            body = wire.pack(reply)
+            body = self._encode(reply)
         except Exception as error:  # noqa: BLE001  a class of the user's may raise anything while it is encoded
-            message = f"the reply of handler {_name(request)!r} cannot be encoded: {_text_of(error)}"
+            message = f"the reply of handler {_name(request)!r} cannot be encoded: {text_of(error)}"
             self._finish(request, False, wire.pack(wire.error_body("unencodable_reply", message)), [])
             return
         try:
             changes = view.changes()
         except Unencodable as error:
-            message = f"handler {_name(request)!r} left a value in the state that cannot be encoded: {_text_of(error)}"
+            message = f"handler {_name(request)!r} left a value in the state that cannot be encoded: {text_of(error)}"
             self._finish(request, False, wire.pack(wire.error_body("unencodable_reply", message)), [])
             return
         self._finish(request, True, body, changes)
@@ -341,7 +308,7 @@ class Executor:
             self._answers.remember(request.request_id, request.key, ok, body)
         self._ended(request)
         if not ok:
-            self._errors += 1
+            self._gauges.errors += 1
         if self._durability(handler) == "disk" and lsn > self._journal.durable_lsn:
             self._undelivered.append((lsn, request, ok, body))
         else:
@@ -363,12 +330,12 @@ class Executor:
         return own or self._agent.durability or self._settings.durability
 
     def _ended(self, request: Request) -> None:
-        self._requests += 1
+        self._gauges.requests += 1
         running = self._running
         first = next(iter(running), None)
         running.pop(request, None)
         if request is first or first is None:
-            self._slots[_HANDLER_START] = 0
+            self._gauges.no_handler()
             following = next(iter(running), None)
             if following is not None:
                 self._show_handler(following, running[following])
@@ -378,11 +345,11 @@ class Executor:
             caller.reply(seq, ok, body)
         request.callers.clear()
         self._answered(request)
-        self._record_latency(time.monotonic_ns() - request.received_ns)
+        self._gauges.latency(time.monotonic_ns() - request.received_ns)
 
     def _fail_unlogged(self, request: Request, body: bytes) -> None:
         self._ended(request)
-        self._errors += 1
+        self._gauges.errors += 1
         self._deliver(request, False, body)
 
     def _lost(self, request: Request) -> None:
@@ -400,12 +367,8 @@ class Executor:
         self._schedule()
 
     def _after_work(self) -> None:
-        slots = self._slots
-        slots[_REQUESTS] = self._requests
-        slots[_ERRORS] = self._errors
-        slots[_IN_FLIGHT] = len(self._running)
-        slots[_QUEUE_DEPTH] = len(self._queue) + len(self._redeliveries)
-        slots[_LAST_LSN] = self._last_effect_lsn
+        queued = len(self._queue) + len(self._redeliveries)
+        self._gauges.show(len(self._running), queued, self._last_effect_lsn)
         self.flush()
         self._wake_recorder(bool(self._undelivered))
         self._update_idle()
@@ -417,29 +380,3 @@ class Executor:
 
 def _name(request: Request) -> str:
     return request.handler.name if request.handler is not None else "?"
-
-
-def _describe(error: BaseException, handler: Handler) -> bytes:
-    """The structured error for what a handler raised: its type, message, and the user's line."""
-    kind: wire.ErrorType = "read_only" if isinstance(error, ReadOnly) else "handler_error"
-    code = getattr(handler.function, "__code__", None)
-    where = None
-    for frame in traceback.extract_tb(error.__traceback__):
-        if code is not None and frame.filename == code.co_filename:
-            where = f"{frame.filename}:{frame.lineno}"
-    text = _text_of(error)
-    message = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    body = wire.error_body(kind, message)
-    if where:
-        body["where"] = where
-    return wire.pack(body)
-
-
-def _text_of(error: BaseException) -> str:
-    """What an error says, in any case: short enough to be logged, and text that can be encoded."""
-    try:
-        text = str(error)
-    except Exception as second:  # noqa: BLE001  the plug-in boundary: the error is the user's class
-        text = f"(and it cannot say more: {type(second).__name__})"
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= MESSAGE_CHARS_MAX else text[:MESSAGE_CHARS_MAX] + " …"
