@@ -86,6 +86,7 @@ class Operations:
         """Take the agents' files as they are now."""
         hosts = self._runtime.host(args.get("agent"))
         results = [await host.reload(self._child(host).hand_over) for host in hosts]
+        self._runtime.publish()
         return {"schema": SCHEMA, "agents": results}
 
     async def checkpoint(self, args: dict[str, Any]) -> dict[str, Any]:

@@ -143,9 +143,7 @@ class Runtime:
             await self._start_gateway()
             if self.options.watch:
                 self._watching = asyncio.create_task(watch(self.options.agents, self._reload_path), name="watch")
-            document = reporting.runtime_document(self.state, self.started, self.http, self.hosts.values())
-            reporting.write_runtime_file(self.state, document)
-            ready(document)
+            ready(self.publish())
             if notifier is not None:
                 notifier.ready(", ".join(self.hosts) or "children run")
             names = ", ".join([*self.hosts, *(command.name for command in self._commands())])
@@ -302,6 +300,12 @@ class Runtime:
                 echo=self._foreground,
             )
         return self._logs[name]
+
+    def publish(self) -> dict[str, Any]:
+        """Write where clients and the gateway find the agents and their handlers; returns the document."""
+        document = reporting.runtime_document(self.state, self.started, self.http, self.hosts.values())
+        reporting.write_runtime_file(self.state, document)
+        return document
 
     def rotate_logs(self) -> list[str]:
         """Begin a new log file for every child."""

@@ -133,6 +133,11 @@ def test_reload_takes_the_new_code_and_keeps_the_state(orun: Orun) -> None:
     assert orun.call("add", {"amount": 1}) == {"total": 2, "new": True}
     assert orun.agent()["version"] != version
     assert orun.agent()["restarts"] == 0
+    agent.write_text(COUNTER + "\n@agent.handler\ndef hello(state, request):\n    return 'hello'\n")
+    orun.ok("reload")
+    assert orun.call("hello") == "hello"
+    described = json.loads((orun.state_dir / "run" / "runtime.json").read_text())
+    assert described["agents"][0]["handlers"] == ["add", "total", "hello"]
 
 
 def test_a_reload_that_does_not_load_leaves_the_old_version_at_work(orun: Orun) -> None:
