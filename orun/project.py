@@ -89,7 +89,10 @@ def read_runtime(state_dir: str) -> dict[str, Any]:
     """What the serving runtime says about itself (run/runtime.json). Raises NotFound or NotRunning."""
     document = running(require_state_dir(state_dir))
     if document is None:
-        raise NotRunning(f"nothing is running in {state_dir}", hint="start it with `orun run`")
+        hint = "start it with `orun run`"
+        if os.path.exists(os.path.join(state_dir, "logs", "runtime.log")):
+            hint += "; `orun logs runtime` tells how the last one ended"
+        raise NotRunning(f"nothing is running in {state_dir}", hint=hint)
     return document
 
 

@@ -66,9 +66,13 @@ def _run(
 
     They are restarted when they die or hang, and every acknowledged change is kept.
 
-    In the foreground a terminal shows a live view and a pipe gets plain lines; Ctrl-C once stops in an orderly
-    way. A single command's exit code is passed on. Without FILE the settings say what to run: agent.path and
-    [[children]].
+    In the foreground a terminal shows a live view. A pipe gets plain lines: what happens on standard error, what
+    agents and children print behind their names. Ctrl-C once stops in an orderly way, twice at once.
+
+    A command after -- that runs in the foreground is not restarted: its output appears as its own, line by line, and
+    its exit code is passed on; its standard input is empty. With --detach it is kept alive.
+
+    Without FILE the settings say what to run: agent.path and [[children]].
     """
     from orun.cli import starting
 

@@ -54,7 +54,7 @@ def start(wish: Wish) -> int:
     if wish.json:
         output.document({"state_dir": options.state_dir, **document})
     else:
-        output.note(_ready(document, options), quiet=wish.quiet)
+        output.note(_ready(document, options, loaded), quiet=wish.quiet)
     return 0
 
 
@@ -168,9 +168,10 @@ def _neighbours(file: str) -> str:
     return f"did you mean {close[0]}?" if close else "make one with `orun init NAME`"
 
 
-def _ready(document: dict[str, Any], options: Any) -> str:
-    names = ", ".join(str(agent["name"]) for agent in document.get("agents", ())) or "the command"
-    text = f"{names} ready (pid {document.get('pid')}), state in {options.state_dir}"
+def _ready(document: dict[str, Any], options: Any, loaded: settings_file.Loaded) -> str:
+    agents = [str(agent["name"]) for agent in document.get("agents", ())]
+    commands = options.command[:1] or [child.name for child in loaded.settings.children]
+    text = f"{', '.join(agents + commands)} ready (pid {document.get('pid')}), state in {options.state_dir}"
     if document.get("http"):
         text += f", http://{document['http']}"
     return text

@@ -268,6 +268,7 @@ class AgentChild(Child):
         try:
             if self._stopping:
                 raise StartFailed(f"{host.name} was stopped", Exit(reason="stopped", child=host.name))
+            process.prepare()
             await host.activate(process, "start" if host.worker is None else "restart")
         except BaseException:
             process.kill()

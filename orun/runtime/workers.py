@@ -8,6 +8,7 @@ makes sense, and killed; its end then reads as ``hung``, with the dump kept in a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -165,6 +166,7 @@ class WorkerProcess:
         self._watcher: asyncio.Task[None] | None = None
         self._verdict: Verdict | None = None
         self._draining = False
+        self._prepared = False
         self._report: Exit | None = None
         self._ended = asyncio.Event()
         self.epoch = 0
@@ -250,10 +252,18 @@ class WorkerProcess:
             self.kill()
             raise DeadlineExceeded(f"a worker of {self._agent} did not get ready within {timeout_s:g} s") from None
 
+    def prepare(self) -> None:
+        """Tell it that it is about to take over from a dead worker: it reads the log while the journal is sealed."""
+        self._prepared = True
+        self.page.phase = PHASE_STARTING
+        with contextlib.suppress(OSError):  # it is gone: the activation says so
+            self._control.send(wire.pack({"op": "prepare"}))
+
     def activate(self, ring_path: str, notify_fd: int, reason: str, epoch: int) -> None:
         """Tell it to take over."""
         self.epoch = epoch
-        self.page.phase = PHASE_STARTING
+        if not self._prepared:
+            self.page.phase = PHASE_STARTING
         message = wire.pack({"op": "activate", "ring": ring_path, "reason": reason, "epoch": epoch})
         try:
             socket.send_fds(self._control, [message], [notify_fd])

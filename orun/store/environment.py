@@ -30,6 +30,8 @@ MAP_BYTES_MIN = 1 << 20
 KEY_BYTES_MAX = 511
 """LMDB's own limit."""
 _PAGE = 4096
+_MAGIC = (0xBEEFC0DE).to_bytes(4, "little")
+_MAGIC_AT = 16
 _FULL_BYTES = 1 << 16
 
 
@@ -137,6 +139,7 @@ class Environment:
         """Open, and create when missing; the caller holds the state lock."""
         import lmdb
 
+        _remove_unfinished(path)
         try:
             raw = lmdb.open(
                 str(path),
@@ -274,6 +277,17 @@ class Environment:
                 self._quiet.wait()
             if raw is not None:
                 raw.close()
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove a database whose making was cut short: it has less than its first two pages, so it never held anything."""
+    data = path / "data.mdb"
+    if not data.exists() or data.stat().st_size > 2 * _PAGE:
+        return
+    content = data.read_bytes()
+    begun = len(content) < 2 * _PAGE and content[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] == _MAGIC
+    if begun or not content.strip(b"\0"):
+        data.unlink()
 
 
 def explain(error: Exception, what: str, path: Path | None = None) -> OrunError:

@@ -9,6 +9,7 @@ has executed the agent's program once and shares its memory with all of them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import faulthandler
 import gc
 import math
@@ -99,6 +100,7 @@ class Worker:
         self._service: Service | None = None
         self._blocks_shed_scheduled = False
         self._follow_pause_s = FOLLOW_PAUSE_S
+        self._prepared = False
         self._activation: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int]
 
@@ -122,7 +124,7 @@ class Worker:
 
     def _follow(self) -> None:
         """Read along with the log, a little at a time, until this standby is wanted."""
-        if self._activation is not None:
+        if self._activation is not None or self._prepared:
             return
         try:
             if self._follower.advance(FOLLOW_BUDGET_S):
@@ -147,7 +149,9 @@ class Worker:
             # The runtime is gone: nobody would record what is done from here on.
             os._exit(EXIT_LOST)
         message = wire.unpack(data)
-        if message["op"] == "activate":
+        if message["op"] == "prepare":
+            self._prepare()
+        elif message["op"] == "activate":
             self._activation = asyncio.get_running_loop().create_task(self._activate(message, fds[0]))
             self._activation.add_done_callback(self._activated)
         elif message["op"] == "drain":
@@ -165,12 +169,22 @@ class Worker:
             self._say({"op": "failed", "code": 1, "message": message, "hint": "its traceback is in the agent's log"})
             self._end(EXIT_LOST)
 
+    def _prepare(self) -> None:
+        """Begin to take over: its predecessor is dead, and its journal is being sealed."""
+        self._prepared = True
+        self._start_ticks()
+        self._page.phase = PHASE_REPLAYING
+        with contextlib.suppress(OrunError):  # it is there at the activation too, and is reported then
+            self._follower.advance(math.inf, self._progress)
+            self._follower.recall()
+
     async def _activate(self, message: dict[str, Any], notify_fd: int) -> None:
         """Take over: replay, open the journal, serve."""
         loop = asyncio.get_running_loop()
         started = time.monotonic()
-        self._start_ticks()
-        self._page.phase = PHASE_REPLAYING
+        if not self._prepared:
+            self._start_ticks()
+            self._page.phase = PHASE_REPLAYING
         journal = JournalWriter.open(message["ring"])
         reason = message["reason"]
         follower = self._catch_up(journal.next_lsn, fresh=reason == "restore")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 DISK = """
@@ -134,18 +131,10 @@ time_t time(time_t *where) {
 """
 
 
-def build(source: str) -> Path:
-    """The library, compiled once for each source and kept in the folder for temporary files."""
-    name = f"orun-test-shim-{hashlib.sha256(source.encode()).hexdigest()[:16]}.so"
-    library = Path(tempfile.gettempdir()) / name
-    if library.exists():
-        return library
-    with tempfile.TemporaryDirectory() as folder:
-        file, made = Path(folder) / "shim.c", Path(folder) / "shim.so"
-        file.write_text(source)
-        command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", "-o", str(made), str(file)]
-        subprocess.run(command, check=True, capture_output=True)
-        unfinished = library.with_suffix(f".{os.getpid()}")
-        unfinished.write_bytes(made.read_bytes())
-        unfinished.rename(library)
+def build(source: str, folder: Path) -> Path:
+    """Compile the library into a folder."""
+    file, library = folder / "shim.c", folder / "shim.so"
+    file.write_text(source)
+    command = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(file)]
+    subprocess.run(command, check=True, capture_output=True)
     return library

@@ -14,7 +14,7 @@ def test_a_clock_that_jumps_breaks_neither_order_nor_liveness(orun: Orun) -> Non
     """The runtime and its workers see the jumps, their callers do not."""
     offset = orun.folder / "offset"
     offset.write_text("0")
-    shimmed = {"LD_PRELOAD": str(build(CLOCK)), "ORUN_SHIM_CLOCK": str(offset)}
+    shimmed = {"LD_PRELOAD": str(build(CLOCK, orun.folder)), "ORUN_SHIM_CLOCK": str(offset)}
     agent = str(orun.write(COUNTER))
 
     def start() -> None:

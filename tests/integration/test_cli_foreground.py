@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 from collections.abc import Iterator
 from fcntl import ioctl
 
@@ -40,7 +41,10 @@ class Terminal:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "orun", *arguments],
             cwd=orun.folder,
-            env={**orun.environment, "TERM": "xterm-256color"},
+            env={
+                **{name: value for name, value in orun.environment.items() if name not in ("COLUMNS", "LINES")},
+                "TERM": "xterm-256color",
+            },
             stdin=follower,
             stdout=follower,
             stderr=follower,
@@ -116,7 +120,7 @@ def test_a_reader_that_goes_ends_a_lone_command(orun: Orun) -> None:
         assert process.stdout.readline() == "y\n"
         process.stdout.close()
         assert process.wait(20) == 141
-    assert orun.processes() == []
+    wait_until(lambda: not orun.processes(), what="the end of every process")
 
 
 def test_an_agents_output_carries_its_name(orun: Orun) -> None:
@@ -158,7 +162,7 @@ def test_the_live_view_fits_and_leaves_the_terminal_as_it_was(
     pictures = terminal.seen.split("\x1b[2K")
     plain = [re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", line) for text in pictures for line in text.splitlines()]
     assert [line for line in plain if len(line) > columns and "starting" not in line and "stopped" not in line] == []
-    assert orun.processes() == []
+    wait_until(lambda: not orun.processes(), what="the end of every process")
 
 
 def test_a_stopped_terminal_does_not_stop_the_runtime(orun: Orun, terminals: list[Terminal]) -> None:
@@ -169,11 +173,9 @@ def test_a_stopped_terminal_does_not_stop_the_runtime(orun: Orun, terminals: lis
     terminal.press(b"\x13")
     runtime = orun.status()["runtime_pid"]
     # As long as it takes the guard to call a runtime hung, and a bit more.
-    from time import monotonic
-
-    until = monotonic() + 7
+    until = time.monotonic() + 7
     total = 0
-    wait_until(lambda: monotonic() > until, what="the time")
+    wait_until(lambda: time.monotonic() > until, what="the time")
     for amount in range(3):
         total += amount
         assert orun.call("add", {"amount": amount}) == {"total": total}
@@ -192,13 +194,14 @@ def test_a_second_interrupt_does_not_wait(orun: Orun, terminals: list[Terminal])
 
         @agent.handler
         def nap(state, request):
+            open("napping", "w").close()
             time.sleep(60)
         """
     )
     terminals.append(terminal := Terminal(orun, "run", "agent.py", "--set", "runtime.shutdown=60"))
     terminal.wait_for("running")
     with orun.spawn("call", "nap", stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as caller:
-        wait_until(lambda: orun.agent()["busy"], what="a busy handler")
+        wait_until((orun.folder / "napping").exists, what="a busy handler")
         terminal.press(b"\x03")
         terminal.wait_for("once more ends at once")
         terminal.press(b"\x03")
