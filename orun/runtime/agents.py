@@ -246,6 +246,7 @@ class AgentHost:
         if self._listening is not None:
             self._listening.close()
             self._listening = None
+            self.socket_path.unlink(missing_ok=True)
 
 
 @final

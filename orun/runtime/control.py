@@ -29,6 +29,8 @@ Operation = Callable[[dict[str, Any]], Awaitable[Any]]
 FRAME_BYTES_MAX: Final = 1 << 20
 DEPTH_MAX: Final = 32
 CLIENTS_MAX: Final = 64
+IDLE_TIMEOUT_S: Final = 60.0
+"""A client that asks nothing for so long is hung up on, so that it takes nobody's place."""
 FRAME_TIMEOUT_S: Final = 10.0
 """A frame that has begun must arrive, and a reply must be taken, within this time."""
 
@@ -80,7 +82,7 @@ class ControlServer:
                 writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while first := await reader.read(1):
+        while first := await _next_byte(reader):
             try:
                 async with asyncio.timeout(FRAME_TIMEOUT_S):
                     seq, op, args = parse(await _read_body(reader, first))
@@ -157,6 +159,11 @@ def _too_deep(value: Any) -> bool:
             return False
         level = inner
     return True
+
+
+async def _next_byte(reader: asyncio.StreamReader) -> bytes:
+    async with asyncio.timeout(IDLE_TIMEOUT_S):
+        return await reader.read(1)
 
 
 async def _read_body(reader: asyncio.StreamReader, first: bytes) -> bytes:

@@ -24,6 +24,8 @@ from orun.units import format_count
 
 SCHEMA = 1
 EVENTS_KEPT = 100
+HANDLING_SHOWN_S = 1.0
+"""A handler that runs longer is named in the status."""
 
 
 @final
@@ -109,7 +111,7 @@ def agent_document(
         "name": host.name,
         "pid": node["pid"],
         "state": node["state"],
-        "detail": None if node["last_error"] is None or node["state"] == "running" else node["last_error"]["text"],
+        "detail": _detail(host, node),
         "restarts": node["restarts"],
         "version": host.version,
         "path": host.path,
@@ -133,6 +135,17 @@ def agent_document(
         "last_restart_ms": host.last_restart_ms,
         "last_error": node["last_error"],
     }
+
+
+def _detail(host: AgentHost, node: Mapping[str, Any]) -> str | None:
+    """What an agent is at, when its state alone does not tell."""
+    if node["state"] != "running":
+        return None if node["last_error"] is None else node["last_error"]["text"]
+    started_ns = host.page.handler_start_ns
+    seconds = (time.monotonic_ns() - started_ns) / 1e9
+    if started_ns and seconds >= HANDLING_SHOWN_S:
+        return f"handling LSN {host.page.handler_lsn} for {seconds:.0f} s"
+    return None
 
 
 def tree_document(node: Mapping[str, Any], extra: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:

@@ -90,8 +90,8 @@ class Executor:
 
     @property
     def load(self) -> int:
-        """Requests waiting or under way."""
-        return len(self._queue) + len(self._redeliveries) + len(self._running)
+        """Requests waiting, under way, or answered with the reply still held back for the disk."""
+        return len(self._queue) + len(self._redeliveries) + len(self._running) + len(self._undelivered)
 
     def submit(self, request: Request) -> None:
         """Queue a new request."""
@@ -374,7 +374,7 @@ class Executor:
         self._update_idle()
 
     def _update_idle(self) -> None:
-        if not self.load and not self._undelivered:
+        if not self.load:
             self.idle.set()
 
 

@@ -109,7 +109,7 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._ended = loop.create_future()
         self._reader = AgentReader(self._state, self._agent.name)
-        self._follower = Follower(self._reader, self._settings.cache_bytes)
+        self._follower = Follower(self._reader, self._settings)
         self._control.setblocking(False)
         loop.add_reader(self._control.fileno(), self._on_control)
         loop.add_signal_handler(signal.SIGTERM, self._drain)
@@ -217,7 +217,7 @@ class Worker:
             follower.advance(math.inf, self._progress)
         if fresh or follower.last_lsn + 1 != next_lsn:
             # The log was restored under a standby that had read along: what it knows is of another past.
-            follower = Follower(self._reader, self._settings.cache_bytes)
+            follower = Follower(self._reader, self._settings)
             follower.advance(math.inf, self._progress)
         if follower.last_lsn + 1 != next_lsn:
             raise Damaged(

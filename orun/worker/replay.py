@@ -17,6 +17,7 @@ from typing import Any, final
 
 from orun.engine.journal import RecordView
 from orun.errors import Damaged
+from orun.settings import AgentSettings
 from orun.store.reader import AgentReader
 from orun.store.records import FLAG_READONLY, NO_ID, Kind, unpack_effect
 from orun.worker import wire
@@ -27,9 +28,6 @@ from orun.worker.state import Blocks
 _REQUEST, _STEP = int(Kind.REQUEST), int(Kind.STEP)
 _RESTORE = int(Kind.RESTORE)
 _ANSWERS = (int(Kind.EFFECT), int(Kind.DEAD))
-
-RECALLED_RECORDS = 2048
-"""Replies are taken from so many records at least: more than can have been on their way when a worker died."""
 
 log = logging.getLogger("orun.worker")
 
@@ -53,9 +51,11 @@ class Follower:
     checkpoint. It is read in slices, and from the start again when a checkpoint has overtaken it.
     """
 
-    def __init__(self, reader: AgentReader, cache_bytes_max: int) -> None:
+    def __init__(self, reader: AgentReader, settings: AgentSettings) -> None:
         self._reader = reader
-        self._cache_bytes_max = cache_bytes_max
+        self._cache_bytes_max = settings.cache_bytes
+        # A request and an effect for each reply that can have been on its way when a worker died.
+        self._recalled_records = 2 * settings.queue_limit
         self._restart(0)
 
     def _restart(self, base_lsn: int) -> None:
@@ -113,7 +113,7 @@ class Follower:
         A checkpoint may have been made after a worker's last effects and before their replies had left. The
         state needs nothing from before it, but the callers send those requests again.
         """
-        count = RECALLED_RECORDS - self.records
+        count = self._recalled_records - self.records
         if count > 0 and not self._recalled:
             _recall(self._reader, self._start, count, self.answers)
         self._recalled = True

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orun.engine.journal import JournalWriter
-from orun.settings import StoreSettings
+from orun.settings import AgentSettings, StoreSettings
 from orun.store.layout import StateDir
 from orun.store.reader import AgentReader
 from orun.store.recorder import Recorder
@@ -22,8 +22,6 @@ from orun.worker import wire
 from orun.worker.replay import Follower
 from orun.worker.state import View
 from tests.support import wait_until
-
-CACHE = 1 << 20
 
 
 class Log:
@@ -66,7 +64,7 @@ class Log:
 
     def follower(self) -> Follower:
         environment = self.recorder.view(lambda found: found).result()
-        return Follower(AgentReader(self.state, "a", environment=environment), CACHE)
+        return Follower(AgentReader(self.state, "a", environment=environment), AgentSettings())
 
     def fresh(self) -> Follower:
         follower = self.follower()
