@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, final
 
 from orun.errors import NotFound, OrunError
-from orun.runtime import gateway, reporting
+from orun.runtime import gateway, leftovers, reporting
 from orun.runtime.agents import AgentChild, AgentHost, Services
 from orun.runtime.child import ChildSpec, Exit, failure_of
 from orun.runtime.commands import command_spec
@@ -93,6 +93,7 @@ class Runtime:
             self.events.foreground = self._foreground = foreground
             logging.getLogger("orun").addHandler(self.events)
             logging.getLogger("orun").setLevel(logging.INFO)
+            leftovers.sweep(self.state.run)
             guard = GuardLink.from_environment(self._guard_gone)
             try:
                 return await self._run(ready)
