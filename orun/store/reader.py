@@ -94,11 +94,13 @@ class AgentReader:
                     return info.total
         return sum(1 for _ in self.keys(lsn))
 
-    def records(self, after_lsn: int) -> Iterator[list[RecordView]]:
-        """The records after an LSN, frame by frame; Damaged with the place when one is not sound."""
+    def records(self, after_lsn: int, upto_lsn: int | None = None) -> Iterator[list[RecordView]]:
+        """The records after an LSN up to another, frame by frame; Damaged with the place when one is not sound."""
         while True:
             with self._environment.read() as txn:
                 end = log.last_lsn(txn, self.agent, self._frames)
+                if upto_lsn is not None:
+                    end = min(end, upto_lsn)
                 batch = log.read(
                     txn, self.agent, self._frames, after_lsn, upto_lsn=end, bytes_max=_BATCH_BYTES, whole=True
                 )

@@ -42,7 +42,7 @@ FOLLOW_PAUSE_S = 0.05
 FOLLOW_PAUSE_S_MAX = 1.0
 FOLLOW_BUDGET_S = 0.005
 """A standby reads along with a tenth of a core at the most, and only while it can keep up."""
-REHEARSAL_PAUSE_S = 0.1
+REHEARSAL_PAUSE_S = 0.03
 """A standby that is wanted at once is activated before it rehearses."""
 SHED_PER_TURN = 200
 EXIT_LOST = 75

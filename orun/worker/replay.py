@@ -128,10 +128,8 @@ def _recall(reader: AgentReader, start: int, count: int, answers: Answers) -> No
     if not start:
         return
     try:
-        for batch in reader.records(max(start - count, 0)):
+        for batch in reader.records(max(start - count, 0), start):
             for record in batch:
-                if record.lsn > start:
-                    return
                 if record.kind in _ANSWERS:
                     reply, ok, _, request_id, _ = unpack_effect(record.payload)
                     if request_id != NO_ID:

@@ -68,7 +68,10 @@ class Terminal:
         return self.seen
 
     def wait_for(self, text: str) -> None:
-        wait_until(lambda: text in self.read(), what=f"{text!r} on the terminal")
+        try:
+            wait_until(lambda: text in self.read(), what=f"{text!r} on the terminal")
+        except AssertionError as error:
+            raise AssertionError(f"{error}; it shows {self.seen[-2000:]!r}") from None
 
     def press(self, key: bytes) -> None:
         os.write(self.leader, key)
