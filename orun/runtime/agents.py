@@ -29,8 +29,9 @@ from orun.runtime.control import listen
 from orun.runtime.forking import ForkFailed, Forkserver
 from orun.runtime.logs import ChildLog
 from orun.runtime.processes import Process, Processes
+from orun.runtime.template import Template
 from orun.runtime.vital import vital
-from orun.runtime.workers import Template, WorkerProcess
+from orun.runtime.workers import WorkerProcess
 from orun.settings import Settings
 from orun.store.layout import StateDir
 from orun.store.recorder import Recorder

@@ -75,6 +75,26 @@ def test_the_status_for_people() -> None:
     assert len({line.index(row[1]) for line, row in zip(lines, ROWS, strict=True)}) == 1, "columns are aligned"
 
 
+def test_a_narrow_terminal_gets_fewer_columns_and_whole_words() -> None:
+    document = {**DOCUMENT, "agents": DOCUMENT["agents"][:1]}
+    for width, columns in ((200, len(status.COLUMNS)), (80, 8), (1, 4)):
+        table = status.render(document, now=NOW, width=width).split("\n\n")[1].splitlines()
+        assert len(table[0].split()) == columns
+        assert max(map(len, table)) <= max(width, 40)
+        assert table[1].startswith("counter  running  104")
+
+
+def test_the_live_view_is_never_higher_than_the_terminal() -> None:
+    from orun.observe.live import draw
+
+    output = [("counter", f"line {number}") for number in range(50)]
+    for height in (8, 23, 60):
+        text = str(draw(DOCUMENT, NOW, 80, height, "the end", output))
+        assert len(text.splitlines()) <= max(height, 14)
+        assert "line 49" in text
+        assert text.endswith("the end")
+
+
 def test_colour_only_where_it_is_asked_for() -> None:
     assert "\x1b" not in status.render(DOCUMENT, now=NOW)
     styled = status.render(DOCUMENT, now=NOW, styled=True)
@@ -275,3 +295,4 @@ def test_the_logs_of_nothing() -> None:
     assert logs.names("/nowhere") == []
     with pytest.raises(NotFound):
         logs.choose("/nowhere", "a")
+    assert logs.choose("/nowhere", "a", ["b", "a"]) == ["a"], "it runs, and has not printed anything yet"
