@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from orun.engine import build
+from orun.errors import OrunError
 from orun.project import alive, running
 from orun.units import format_count
 from orun.worker import plain
@@ -31,9 +32,10 @@ KILLS = 3
 DOCUMENT_BYTES_MAX = 200_000
 QUERY = "asyncio event loop subprocess"
 STOP_WAIT_S = 20.0
+TAIL_LINES = 20
 
 
-class Failed(Exception):
+class Failed(OrunError):
     """A check of the demonstration did not hold."""
 
 
@@ -44,9 +46,9 @@ def main() -> int:
         demo = Demo(Path(folder))
         try:
             demo.run()
-        except Failed as error:
+        except OrunError as error:
             sys.stdout.flush()
-            sys.stderr.write(f"\nDEMO FAILED: {error}\n")
+            sys.stderr.write(f"\nDEMO FAILED: {error}\n{demo.tail()}")
             return 1
         finally:
             demo.end()
@@ -102,6 +104,11 @@ class Demo:
         count = len(self.document("checkpoint", "verify")["checkpoints"])
         fact(f"{format_count(count, 'checkpoint')} can be read whole")
         self.orun("stop")
+
+    def tail(self) -> str:
+        """What the runtime said last; the folder goes with the demonstration."""
+        path = Path(self.state_dir, "logs", "runtime.log")
+        return "".join(path.read_text().splitlines(keepends=True)[-TAIL_LINES:]) if path.exists() else ""
 
     def end(self) -> None:
         """Leave no process behind, whatever happened."""

@@ -181,6 +181,8 @@ def read(
         found = records(codec, agent, frame, value)
         if frame.first_lsn <= after_lsn or frame.last_lsn > upto_lsn:
             found = [record for record in found if after_lsn < record.lsn <= upto_lsn]
+        if not found:
+            continue  # the end that is asked for lies inside this frame, and everything up to it was read before
         result.append(found)
         if size >= bytes_max:
             break

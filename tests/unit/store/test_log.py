@@ -36,6 +36,13 @@ def _fill(environment: Environment, frames: int, *, segment_bytes: int = 500) ->
     return end
 
 
+def test_reading_on_from_an_end_inside_a_frame_gives_nothing(environment: Environment) -> None:
+    """A worker that recalled replies up to such an end died of it, and so did every successor."""
+    _fill(environment, 2)
+    with environment.read() as txn:
+        assert log.read(txn, "a", CODEC, 5, upto_lsn=5, bytes_max=1 << 20, whole=True) == []
+
+
 def test_log_is_read_from_any_lsn_to_any_other(environment: Environment) -> None:
     end = _fill(environment, 10)
     assert end.last_lsn == 30
