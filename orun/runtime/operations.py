@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, final
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 RETRY_TIMEOUT_S = 60.0
+
+log = logging.getLogger("orun.operations")
 
 
 @final
@@ -87,6 +90,9 @@ class Operations:
         hosts = self._runtime.host(args.get("agent"))
         results = [await host.reload(self._child(host).hand_over) for host in hosts]
         self._runtime.publish()
+        for result in results:
+            if result["changed"]:
+                log.info("%s: reloaded, %s after %s", result["agent"], result["version"], result["previous"])
         return {"schema": SCHEMA, "agents": results}
 
     async def checkpoint(self, args: dict[str, Any]) -> dict[str, Any]:

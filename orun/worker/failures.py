@@ -1,7 +1,9 @@
-"""What is told of an exception that a handler raised."""
+"""What is told of an exception that a handler raised: its caller gets the error, the agent's log the traceback."""
 
 from __future__ import annotations
 
+import contextlib
+import sys
 import traceback
 
 from orun.worker import wire
@@ -10,10 +12,12 @@ from orun.worker.state import ReadOnly
 
 MESSAGE_CHARS_MAX = 4000
 """What an error says beyond this is cut off: it is logged, and sent."""
+TRACE_CHARS_MAX = 20_000
 
 
 def describe(error: BaseException, handler: Handler) -> bytes:
     """The encoded structured error for what a handler raised: its type, message, and the user's line."""
+    _tell(error, handler)
     kind: wire.ErrorType = "read_only" if isinstance(error, ReadOnly) else "handler_error"
     code = getattr(handler.function, "__code__", None)
     where = None
@@ -26,6 +30,15 @@ def describe(error: BaseException, handler: Handler) -> bytes:
     if where:
         body["where"] = where
     return wire.pack(body)
+
+
+def _tell(error: BaseException, handler: Handler) -> None:
+    """The traceback, from the user's code on, where `orun logs` shows it."""
+    trace = error.__traceback__
+    lines = traceback.format_exception(type(error), error, trace.tb_next if trace is not None else None)
+    with contextlib.suppress(OSError, ValueError):  # a handler may have closed what it is written to
+        sys.stderr.write(f"handler {handler.name}:\n{''.join(lines)[-TRACE_CHARS_MAX:]}")
+        sys.stderr.flush()
 
 
 def text_of(error: BaseException) -> str:

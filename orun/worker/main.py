@@ -73,6 +73,8 @@ def template(args: dict[str, Any], fds: dict[str, int]) -> None:
 
 def worker(args: dict[str, Any], fds: dict[str, int]) -> None:
     """Be one worker, from standby to the end."""
+    # No handler for SIGTERM: a process that a handler forks would inherit it, and with it the wake-up descriptor
+    # of this loop, so that ending a pool of such processes would end nobody and drain the worker instead.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     faulthandler.enable(file=fds["dump"], all_threads=True)
     faulthandler.register(signal.SIGUSR2, file=fds["dump"], all_threads=True)
@@ -112,7 +114,6 @@ class Worker:
         self._follower = Follower(self._reader, self._settings)
         self._control.setblocking(False)
         loop.add_reader(self._control.fileno(), self._on_control)
-        loop.add_signal_handler(signal.SIGTERM, self._drain)
         self._say({"op": "standing", "pid": os.getpid()})
         loop.call_later(REHEARSAL_PAUSE_S, self._rehearse)
         return await self._ended

@@ -179,6 +179,10 @@ def test_what_a_failing_handler_changed_is_dropped(crasher: Orun) -> None:
     assert error["type"] == "handler_error"
     assert error["message"] == "ValueError: no such thing"
     assert str(error["where"]).startswith(str(crasher.folder / "agent.py") + ":")
+    logged = crasher.ok("logs", "crasher")
+    assert "handler fail:" in logged
+    assert "in fail\n" in logged
+    assert "executor.py" not in logged
     assert failure(crasher, "nothing_to_encode")["type"] == "unencodable_reply"
     assert "lock" in str(failure(crasher, "bad_state")["message"])
     assert failure(crasher, "too_slow")["type"] == "timeout"
