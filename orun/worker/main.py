@@ -103,6 +103,7 @@ class Worker:
         self._blocks_shed_scheduled = False
         self._follow_pause_s = FOLLOW_PAUSE_S
         self._prepared = False
+        self._rehearsal: asyncio.Task[None] | None = None
         self._activation: asyncio.Task[None] | None = None
         self._ended: asyncio.Future[int]
 
@@ -173,6 +174,8 @@ class Worker:
     def _prepare(self) -> None:
         """Begin to take over: its predecessor is dead, and its journal is being sealed."""
         self._prepared = True
+        if self._rehearsal is not None:
+            self._rehearsal.cancel()
         self._start_ticks()
         self._page.phase = PHASE_REPLAYING
         with contextlib.suppress(OrunError):  # it is there at the activation too, and is reported then
