@@ -55,7 +55,12 @@ def careful(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orun]:
         agent = orun.agent()
         assert agent["restarts"] == 0
         for log in (orun.state_dir / "logs").iterdir():
-            assert "Traceback" not in log.read_text(errors="replace"), log
+            text = log.read_text(errors="replace")
+            if log.name == "careful.log":
+                # What a handler raised is told to its author, without a line of ours.
+                assert "/orun/worker/" not in text
+            else:
+                assert "Traceback" not in text, log
 
 
 def post(orun: Orun, path: str, body: bytes, **headers: str) -> tuple[int, dict[str, object]]:
