@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -54,7 +55,8 @@ def test_reads_are_the_same_beside_a_runtime_and_without_one(used: Orun) -> None
 
 def test_a_restore_after_the_death_of_everything_takes_over_the_journals(used: Orun) -> None:
     for pid in used.processes():
-        os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     wait_until(lambda: not used.processes(), what="every process to be gone")
     plan = used.json("restore", "--checkpoint", "--dry-run")["agents"][0]
     assert plan["from_lsn"] > plan["to_lsn"]
