@@ -206,8 +206,9 @@ def test_a_dead_forkserver_and_template_are_replaced(orun: Orun) -> None:
     orun.call("add", {"amount": 1})
     for name in ("forkserver", "template"):
         for pid in orun.processes():
-            if name in Path(f"/proc/{pid}/comm").read_text():
-                os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+                if name in Path(f"/proc/{pid}/comm").read_text():
+                    os.kill(pid, signal.SIGKILL)
     os.kill(orun.agent()["pid"], signal.SIGKILL)
     assert orun.call("add", {"amount": 1}) == {"total": 2}
     os.kill(orun.agent()["pid"], signal.SIGKILL)
