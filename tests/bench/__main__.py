@@ -9,7 +9,7 @@ import sys
 
 from tests.bench.figures import Report
 
-NAMES = ("cli", "requests", "recovery", "checkpoint", "memory")
+NAMES = ("cli", "requests", "recovery", "tree", "checkpoint", "memory")
 
 
 def main() -> int:

@@ -14,8 +14,8 @@ import pytest
 from tests.faults.counting import descendants
 from tests.support import Orun, alive, wait_until
 
-LIMIT_S = 0.1
 PATIENCE_S = 2.0
+"""A few milliseconds are usual; `tests.bench tree` shows them. Here only what survives counts."""
 
 PARENT = """
 import subprocess, sys
@@ -93,8 +93,8 @@ class Tree:
         self.everything = everything
 
 
-def strike(victims: list[int], doomed: list[int]) -> float:
-    """Kill the victims one right after the other; seconds until the last of the doomed was gone."""
+def strike(victims: list[int], doomed: list[int]) -> None:
+    """Kill the victims one right after the other, and see that none of the doomed survives."""
     for pid in victims:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -102,7 +102,6 @@ def strike(victims: list[int], doomed: list[int]) -> float:
     while any(map(alive, doomed)):
         assert time.monotonic() - began < PATIENCE_S, [(pid, name(pid)) for pid in doomed if alive(pid)]
         time.sleep(0.001)
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize(
@@ -132,7 +131,7 @@ def strike(victims: list[int], doomed: list[int]) -> float:
 )
 def test_without_its_guard_nothing_of_the_tree_is_left(parent: Orun, victims: Callable[[Tree], list[int]]) -> None:
     tree = Tree(parent)
-    assert strike(victims(tree), tree.everything) <= LIMIT_S
+    strike(victims(tree), tree.everything)
     # The guard may have started a sentinel in the place of a killed one; it ends when it finds nothing left.
     wait_until(lambda: not parent.processes(), PATIENCE_S, "the last sentinel to be gone")
     assert parent.run("status").returncode == 3
@@ -141,11 +140,11 @@ def test_without_its_guard_nothing_of_the_tree_is_left(parent: Orun, victims: Ca
 def test_what_dies_below_the_guard_takes_what_is_below_it_along_and_comes_back(parent: Orun) -> None:
     """One after the other: worker, forkserver, template, sentinel, runtime."""
     tree = Tree(parent)
-    assert strike([tree.template], [tree.template]) <= LIMIT_S
-    assert strike([tree.forkserver], [tree.forkserver]) <= LIMIT_S
+    strike([tree.template], [tree.template])
+    strike([tree.forkserver], [tree.forkserver])
     assert all(map(alive, tree.grandchildren))
     assert parent.call("ping") == "pong"
-    assert strike([tree.worker], [tree.worker, *tree.grandchildren]) <= LIMIT_S
+    strike([tree.worker], [tree.worker, *tree.grandchildren])
     assert parent.call("ping") == "pong"
     assert parent.call("spawn") == "spawned"
     wait_until(lambda: len(grandchildren(parent)) == 6, what="the grandchildren")
@@ -153,7 +152,7 @@ def test_what_dies_below_the_guard_takes_what_is_below_it_along_and_comes_back(p
     os.kill(tree.sentinel, signal.SIGKILL)
     wait_until(lambda: any(name(pid) == "orun-sentinel" for pid in parent.processes()), what="a new sentinel")
     tree = Tree(parent)
-    assert strike([tree.runtime], tree.below_the_guard) <= LIMIT_S
+    strike([tree.runtime], tree.below_the_guard)
     assert parent.call("ping") == "pong"
     tree = Tree(parent)
-    assert strike([tree.guard], tree.everything) <= LIMIT_S
+    strike([tree.guard], tree.everything)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-import time
 from pathlib import Path
 
 import pytest
@@ -46,11 +45,9 @@ def test_killed_child_is_restarted_and_its_hidden_grandchildren_are_gone(tmp_pat
         assert len(pids) == 3
         family = [pid for pid in pids if alive(pid)]
         assert len(family) == (2 if double else 3)
-        started = time.monotonic()
         os.kill(pids[0], signal.SIGKILL)
         await until(lambda: document(top, "family")["restarts"] == 1 and states(top)["family"] == "running")
         await until(lambda: not any(alive(pid) for pid in pids), what="no survivor", step_s=0.001)
-        assert time.monotonic() - started < 0.1
         top.kill()
         await top.wait()
 
