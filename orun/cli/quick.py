@@ -13,7 +13,7 @@ import time
 
 from orun import project
 from orun.cli import output
-from orun.errors import DeadlineExceeded, OrunError, UsageError
+from orun.errors import DeadlineExceeded, NotRunning, OrunError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ def status(state_dir: str | None = None, *, json: bool = False) -> int:
 def stop(state_dir: str | None = None, *, timeout: str = STOP_TIMEOUT, json: bool = False, quiet: bool = False) -> int:
     """Stop the runtime in an orderly way and wait until its last process has gone."""
     import select
+    import signal
 
     from orun.worker import plain
 
@@ -119,6 +120,11 @@ def stop(state_dir: str | None = None, *, timeout: str = STOP_TIMEOUT, json: boo
         # It may well close the connection before its answer is out. What counts is that it goes.
         if guard < 0:
             raise
+    except NotRunning:
+        # Its socket is gone or answers nobody, and the process lives: a signal means the same to it.
+        if guard < 0:
+            raise
+        signal.pidfd_send_signal(guard, signal.SIGTERM)
     if guard >= 0:
         poll = select.poll()
         poll.register(guard, select.POLLIN)

@@ -233,3 +233,10 @@ def test_without_its_guard_the_whole_tree_ends(orun: Orun) -> None:
     wait_until(lambda: not orun.processes(), 5, "every process to be gone")
     assert orun.run("status").returncode == 3
     assert not alive(status["runtime_pid"])
+
+
+def test_stop_works_without_the_control_socket(orun: Orun) -> None:
+    orun.start(str(orun.write(COUNTER)))
+    (orun.state_dir / "run" / "control.sock").unlink()
+    orun.ok("stop")
+    wait_until(lambda: not orun.processes(), what="every process to be gone")
