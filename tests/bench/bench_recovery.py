@@ -47,7 +47,7 @@ def run(report: Report, quick: bool) -> None:
         report.add(Figure("1,000 records since the checkpoint: median", median(times), "ms", 10, True, baselines))
         report.add(Figure("1,000 records since the checkpoint: p99", quantile(times, 0.99), "ms", 50))
         times = [_killed(orun, 1000) for _ in range(rounds)]
-        report.add(Figure("same, ten kills a second, records just written: median", median(times), "ms"))
+        report.add(Figure("same, ten kills a second, records just written: median", median(times), "ms", 10))
         report.add(Figure("same, ten kills a second, records just written: p99", quantile(times, 0.99), "ms", 50))
         times = [_everything_killed(orun) for _ in range(3 if quick else 10)]
         report.add(Figure("`orun run` again after the death of everything: median", median(times), "ms", 400))

@@ -156,3 +156,13 @@ def test_what_dies_below_the_guard_takes_what_is_below_it_along_and_comes_back(p
     assert parent.call("ping") == "pong"
     tree = Tree(parent)
     strike([tree.guard], tree.everything)
+
+
+def test_what_outlives_guard_and_sentinel_is_ended_by_the_next_run(parent: Orun) -> None:
+    """Nobody is left to end the grandchildren; the state directory remembers whose they were."""
+    tree = Tree(parent)
+    victims = [pid for pid in tree.everything if pid not in tree.grandchildren]
+    strike(victims, victims)
+    parent.start(str(parent.folder / "agent.py"))
+    wait_until(lambda: not any(map(alive, tree.grandchildren)), PATIENCE_S, "the grandchildren to be gone")
+    assert parent.call("ping") == "pong"
